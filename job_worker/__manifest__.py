@@ -1,0 +1,22 @@
+{
+    "name": "Job Worker",
+    "summary": "Durable background jobs: with_delay(), worker processes, retries, channels, graphs",
+    "version": "19.0.1.0.0",
+    "category": "Technical",
+    "license": "LGPL-3",
+    "author": "job_worker contributors",
+    "depends": ["base", "web", "bus"],
+    "data": [
+        "security/job_worker_groups.xml",
+        "security/ir.model.access.csv",
+        "security/job_worker_rules.xml",
+        "data/queue_limit_data.xml",
+        "data/ir_config_parameter_data.xml",
+        "views/queue_job_views.xml",
+        "views/queue_limit_views.xml",
+        "views/queue_worker_views.xml",
+        "views/job_worker_menus.xml",
+    ],
+    "application": True,
+    "installable": True,
+}

@@ -1,0 +1,90 @@
+"""How attempts end that did not succeed: the same for workers, timeouts, dead workers and ``run_now()``."""
+
+import traceback
+
+from . import queries
+from .exception import RetryableJobError
+from .lifecycle import MAX_BACKOFF_SECONDS, after_failure, move
+
+MAX_ERROR_CHARACTERS = 100_000
+
+
+def error_text(error):
+    """The traceback of an exception as PostgreSQL can store it; of a very long one, the end."""
+    text = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else error
+    text = text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_ERROR_CHARACTERS else "…" + text[-MAX_ERROR_CHARACTERS:]
+
+
+def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACKOFF_SECONDS):
+    """End an attempt as failed: the job is tried again later, or has failed for good.
+
+    :param job: has ``id``, ``claim_seq``, ``attempts`` and ``max_retries``
+    :param error: an exception, or a text
+    :param str outcome: of the attempt, see ``queue.job.attempt``
+    :param float duration: of the attempt, in seconds
+    :return: what follows, or ``None`` if the attempt did not own the job any more
+    :rtype: ~.lifecycle.NextTry or None
+    """
+    wish = error if isinstance(error, RetryableJobError) else RetryableJobError("")
+    following = after_failure(
+        job.attempts, job.max_retries, seconds=wish.seconds, ignore_retry=wish.ignore_retry, max_backoff=max_backoff
+    )
+    text = error_text(error)
+    queries.record_attempt(cr, job.id, job.claim_seq, outcome, following.attempts > job.attempts, duration, text)
+    moved = move(
+        cr,
+        following.transition,
+        [job.id],
+        claim_seq=job.claim_seq,
+        attempts=following.attempts,
+        delay=following.delay,
+        exc_info=text,
+        duration=duration,
+    )
+    return following if moved else None
+
+
+def stop(cr, job, duration=0.0):
+    """End an attempt that was asked to stop: the job is cancelled.
+
+    :return: whether the attempt still owned the job
+    """
+    text = "Cancelled while it was running."
+    queries.record_attempt(cr, job.id, job.claim_seq, "cancelled", False, duration, text)
+    return bool(move(cr, "stop", [job.id], claim_seq=job.claim_seq, duration=duration, exc_info=text))
+
+
+def give_back(cr, job, *, duration=None):
+    """End an attempt that is not the job's fault: it can be claimed again at once, nothing is counted.
+
+    :param job: has ``id`` and ``claim_seq``
+    :param float duration: of the attempt, in seconds; ``None`` if the job had not begun
+    :return: whether the attempt still owned the job
+    """
+    if duration is not None:
+        text = "The worker was shut down."
+        queries.record_attempt(cr, job.id, job.claim_seq, "given_back", False, duration, text)
+    return bool(move(cr, "give_back", [job.id], claim_seq=job.claim_seq))
+
+
+def postpone(cr, job, reason, delay, *, duration=0.0, database_failure=False):
+    """End an attempt that is not the job's fault: try again after ``delay`` seconds, nothing is counted.
+
+    :param str reason: kept with the attempt and in the job's ``exc_info``
+    :param bool database_failure: the database went away; these are counted apart, to be bounded
+    :return: whether the attempt still owned the job
+    """
+    text = error_text(reason)
+    queries.record_attempt(cr, job.id, job.claim_seq, "given_back", False, duration, text)
+    return bool(
+        move(
+            cr,
+            "postpone",
+            [job.id],
+            claim_seq=job.claim_seq,
+            delay=delay,
+            exc_info=text,
+            database_failure=int(database_failure),
+        )
+    )

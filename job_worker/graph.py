@@ -1,0 +1,79 @@
+"""What the end, or the return, of a job means for the jobs after it.
+
+Readiness is derived: a job's parents are looked at, nothing is counted. So it does not matter how often, or by whom, a
+job is settled, and a crash in between is healed by settling it again.
+"""
+
+from . import queries
+from .job import CANCELLED, DONE, FAILED, WAITING
+from .lifecycle import ENDED, move
+
+
+def verdict(state, run_on_failure, parents):
+    """Decide a job by its parents; the only place that does.
+
+    :param str state: the job's own state
+    :param bool run_on_failure: whether it follows a failure
+    :param dict parents: lowest parent id by state, for the states its parents are in
+    :return: ``(transition, parent id)``, or ``None`` while nothing follows
+    """
+    if CANCELLED in parents:
+        return ("drop", parents[CANCELLED]) if state != CANCELLED else None
+    if state != WAITING:
+        return None
+    if not run_on_failure and FAILED in parents:
+        return "block", parents[FAILED]
+    if any(parent_state not in ENDED for parent_state in parents):
+        return None
+    if run_on_failure and FAILED not in parents:
+        return "drop", parents[DONE]
+    return "promote", None
+
+
+def settle(cr, ids):
+    """Decide jobs by their parents, then the jobs after those that were decided, to the end of the graph.
+
+    :param ids: jobs that may have become ready, failed or cancelled
+    """
+    while ids:
+        decisions = {}
+        for job_id, state, run_on_failure, parents in queries.undecided_with_parents(cr, ids):
+            if decision := verdict(state, run_on_failure, parents):
+                decisions.setdefault(decision, []).append(job_id)
+        ended = []
+        for (transition, parent_id), job_ids in decisions.items():
+            moved = move(cr, transition, job_ids, parent_id=parent_id, exc_info=f"Parent job {parent_id} failed")
+            if transition != "promote":
+                ended += moved
+        ids = queries.children_of(cr, ended) if ended else []
+
+
+def settle_children(cr, ids):
+    """Decide the jobs after ``ids``, which have just ended."""
+    settle(cr, queries.children_of(cr, ids))
+
+
+def requeue(cr, ids):
+    """Put ended jobs back to where they can run, and the jobs that ended only because of them back to waiting.
+
+    :return: ids of the jobs that were put back; not those whose identity key an active job holds by now
+    """
+    free = queries.with_free_identity(cr, ids)
+    waiting = queries.with_unfinished_parents(cr, free)
+    requeued = move(cr, "requeue_waiting", waiting) if waiting else []
+    requeued += move(cr, "requeue", set(free) - waiting)
+    settle(cr, _revive(cr, queries.children_of(cr, requeued)) + list(waiting))
+    return requeued
+
+
+def _revive(cr, ids):
+    """Take jobs that their parents had decided, and those after them, back to waiting."""
+    revived = []
+    while ids:
+        states = queries.decided_by_parents(cr, ids)
+        ended = [job_id for job_id, state in states.items() if state in ENDED]
+        ready = [job_id for job_id, state in states.items() if state not in ENDED and state != WAITING]
+        moved = move(cr, "revive", ready + (queries.with_free_identity(cr, ended) if ended else []))
+        revived += moved
+        ids = queries.children_of(cr, moved) if moved else []
+    return revived

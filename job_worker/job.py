@@ -1,0 +1,46 @@
+"""Names and defaults of jobs, for whoever enqueues or inspects them."""
+
+import hashlib
+import json
+
+DEFAULT_PRIORITY = 10
+DEFAULT_MAX_RETRIES = 5
+DEFAULT_TIMEOUT = 0
+DEFAULT_CHANNEL = "root"
+
+WAITING = "waiting"
+PENDING = "pending"
+STARTED = "started"
+DONE = "done"
+FAILED = "failed"
+CANCELLED = "cancelled"
+
+STATES = [
+    (WAITING, "Waiting"),
+    (PENDING, "Pending"),
+    (STARTED, "Started"),
+    (DONE, "Done"),
+    (FAILED, "Failed"),
+    (CANCELLED, "Cancelled"),
+]
+
+
+def identity_exact(delayable):
+    """Identity key of a call: the same model, method, records and arguments give the same key.
+
+    The order of the records does not matter. Pass it as ``identity_key=identity_exact``.
+
+    :param delayable: a :class:`~odoo.addons.job_worker.delay.Delayable`
+    :return: SHA-1 as 40 hexadecimal digits
+    :rtype: str
+    """
+    from .models.job_serialization import JobEncoder  # noqa: PLC0415 the models import this module
+
+    call = [
+        delayable.model_name,
+        delayable.method_name,
+        sorted(delayable.recordset.ids),
+        delayable.args,
+        delayable.kwargs,
+    ]
+    return hashlib.sha1(json.dumps(call, cls=JobEncoder, sort_keys=True).encode()).hexdigest()

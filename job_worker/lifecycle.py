@@ -1,0 +1,169 @@
+"""The life of a job, in one place: which state may follow which, what each step writes, and what a failure leads to.
+
+Buttons, workers, recovery and ``run_now()`` all change states through :func:`move`; nothing else writes ``state``.
+"""
+
+from dataclasses import dataclass
+
+from .job import CANCELLED, DONE, FAILED, PENDING, STARTED, WAITING
+
+NOW = "(clock_timestamp() AT TIME ZONE 'UTC')"
+ACTIVE = (WAITING, PENDING, STARTED)
+ENDED = (DONE, FAILED, CANCELLED)
+
+FIRST_BACKOFF_SECONDS = 10
+MAX_BACKOFF_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One legal step of a job.
+
+    :param sources: states it may start from
+    :param target: state it leads to
+    :param writes: SQL of what it writes besides ``state``; its ``%(…)s`` are the parameters of :func:`move`
+    """
+
+    sources: tuple
+    target: str
+    writes: str
+
+    @property
+    def set_clause(self):
+        """SQL after ``SET``."""
+        return f"state = '{self.target}', {self.writes}"
+
+
+# What a job forgets when it goes back to where it can be claimed.
+_UNCLAIMED = "worker_id = NULL, started_at = NULL, completed_at = NULL, cancelled_at = NULL, cancel_requested = false"
+_FRESH = _UNCLAIMED + ", attempts = 0, database_failures = 0, exc_info = NULL, result = NULL, duration = NULL"
+_DUE_NOW = f"is_due = (scheduled_at IS NULL OR scheduled_at <= {NOW})"
+_AFTER_DELAY = (
+    f"scheduled_at = CASE WHEN %(delay)s > 0 THEN {NOW} + make_interval(secs => %(delay)s) END, is_due = (%(delay)s <= 0)"
+)
+_RAN = f"started_at = {NOW} - make_interval(secs => %(duration)s), duration = %(duration)s"
+
+TRANSITIONS = {
+    # by workers
+    "claim": Transition(
+        (PENDING,),
+        STARTED,
+        f"worker_id = %(worker_id)s, claim_seq = nextval('queue_job_claim_seq'), started_at = {NOW}",
+    ),
+    "finish": Transition(
+        (STARTED,), DONE, f"{_RAN}, completed_at = {NOW}, result = %(result)s, exc_info = NULL"
+    ),
+    "retry": Transition(
+        (STARTED,), PENDING, f"{_UNCLAIMED}, {_AFTER_DELAY}, attempts = %(attempts)s, exc_info = %(exc_info)s"
+    ),
+    "fail": Transition(
+        (STARTED,),
+        FAILED,
+        f"{_RAN}, completed_at = {NOW}, attempts = %(attempts)s, exc_info = %(exc_info)s, scheduled_at = NULL",
+    ),
+    "give_back": Transition((STARTED,), PENDING, f"{_UNCLAIMED}, is_due = true"),
+    "postpone": Transition(
+        (STARTED,), PENDING, f"{_UNCLAIMED}, {_AFTER_DELAY}, exc_info = %(exc_info)s, "
+        "database_failures = database_failures + %(database_failure)s"
+    ),
+    "stop": Transition((STARTED,), CANCELLED, f"{_RAN}, cancelled_at = {NOW}, exc_info = %(exc_info)s"),
+    # by what happened to the parents
+    "promote": Transition((WAITING,), PENDING, f"ended_by_id = NULL, {_DUE_NOW}"),
+    "block": Transition(
+        (WAITING,), FAILED, f"ended_by_id = %(parent_id)s, completed_at = {NOW}, exc_info = %(exc_info)s"
+    ),
+    "drop": Transition(
+        (WAITING, PENDING, FAILED), CANCELLED, f"ended_by_id = %(parent_id)s, completed_at = NULL, cancelled_at = {NOW}"
+    ),
+    "revive": Transition((PENDING, FAILED, CANCELLED), WAITING, f"{_FRESH}, ended_by_id = NULL, is_due = false"),
+    # by people
+    "requeue": Transition(ENDED, PENDING, f"{_FRESH}, ended_by_id = NULL, scheduled_at = NULL, is_due = true"),
+    "requeue_waiting": Transition(ENDED, WAITING, f"{_FRESH}, ended_by_id = NULL, scheduled_at = NULL, is_due = false"),
+    "set_done": Transition(
+        (WAITING, PENDING, FAILED, CANCELLED),
+        DONE,
+        f"ended_by_id = NULL, completed_at = {NOW}, cancelled_at = NULL, exc_info = NULL",
+    ),
+    "set_failed": Transition(
+        (WAITING, PENDING, CANCELLED),
+        FAILED,
+        f"ended_by_id = NULL, completed_at = {NOW}, cancelled_at = NULL, scheduled_at = NULL, exc_info = %(exc_info)s",
+    ),
+    "cancel": Transition(
+        (WAITING, PENDING, FAILED), CANCELLED, f"ended_by_id = NULL, completed_at = NULL, cancelled_at = {NOW}"
+    ),
+    # in the caller's own transaction
+    "run_now": Transition(
+        (PENDING,), STARTED, f"worker_id = NULL, claim_seq = nextval('queue_job_claim_seq'), started_at = {NOW}"
+    ),
+}
+
+_MOVE = {
+    name: (
+        f"UPDATE queue_job SET {step.set_clause}"  # noqa: S608 built from the constants above
+        f" WHERE id = ANY(%(ids)s) AND state IN ({', '.join(map(repr, step.sources))})"
+    )
+    for name, step in TRANSITIONS.items()
+}
+# An attempt may end only while it is still the one that owns the job; index: primary key.
+_FENCE = " AND claim_seq = %(claim_seq)s"
+
+
+def move(cr, name, ids, *, claim_seq=None, **params):
+    """Take jobs through a transition.
+
+    Jobs that are not in one of its source states stay as they are.
+
+    :param cr: cursor, of Odoo or of psycopg2
+    :param str name: key of :data:`TRANSITIONS`
+    :param ids: ids of jobs
+    :param int claim_seq: fence: only while this claim still owns the job
+    :param params: what the transition's ``writes`` asks for
+    :return: ids of the jobs that moved
+    :rtype: list[int]
+    """
+    sql = _MOVE[name] + (_FENCE if claim_seq is not None else "") + " RETURNING id"
+    cr.execute(sql, {"ids": list(ids), "claim_seq": claim_seq, **params})
+    moved = [row[0] for row in cr.fetchall()]
+    if moved and TRANSITIONS[name].target == PENDING:
+        wake_workers(cr)
+    return moved
+
+
+def wake_workers(cr):
+    """Wake idle workers at the commit of this transaction; PostgreSQL folds repeated calls into one."""
+    cr.execute("NOTIFY queue_job_wake_up")
+
+
+@dataclass(frozen=True)
+class NextTry:
+    """What follows an attempt that failed.
+
+    :param transition: ``"retry"`` or ``"fail"``
+    :param attempts: the job's new count of attempts
+    :param delay: seconds until the next try
+    """
+
+    transition: str
+    attempts: int
+    delay: float
+
+
+def after_failure(attempts, max_retries, *, seconds=None, ignore_retry=False, max_backoff=MAX_BACKOFF_SECONDS):
+    """Decide what follows a failed attempt; the only place that does.
+
+    :param int attempts: failed attempts before this one
+    :param int max_retries: retries after the first try, 0 for no end
+    :param float seconds: delay asked for by :class:`~.exception.RetryableJobError`, instead of the back-off
+    :param bool ignore_retry: don't count this attempt
+    :param float max_backoff: longest delay of the back-off, in seconds
+    :rtype: NextTry
+    """
+    if not ignore_retry:
+        attempts += 1
+        if max_retries and attempts > max_retries:
+            return NextTry("fail", attempts, 0)
+    if seconds is None:
+        # beyond 2**30 the cap holds anyway
+        seconds = min(FIRST_BACKOFF_SECONDS * 2 ** min(max(attempts, 1) - 1, 30), max_backoff)
+    return NextTry("retry", attempts, max(seconds, 0))

@@ -1,0 +1,26 @@
+from odoo import fields, models
+
+OUTCOMES = [
+    ("failed", "Failed"),
+    ("timeout", "Timed out"),
+    ("died", "Worker died"),
+    ("cancelled", "Cancelled"),
+    ("given_back", "Given back"),
+]
+
+
+class QueueJobAttempt(models.Model):
+    """An attempt that did not end in success; the one that did is told by the job itself."""
+
+    _name = "queue.job.attempt"
+    _description = "Attempt of a Background Job"
+    _order = "id desc"
+    _log_access = False
+
+    job_id = fields.Many2one("queue.job", required=True, readonly=True, index=True, ondelete="cascade")
+    started_at = fields.Datetime("Started", readonly=True)
+    ended_at = fields.Datetime("Ended", readonly=True)
+    worker_id = fields.Char("Worker", readonly=True)
+    outcome = fields.Selection(OUTCOMES, required=True, readonly=True)
+    counted = fields.Boolean(readonly=True, help="Counts as one of the job's tries.")
+    error = fields.Text(readonly=True)

@@ -1,0 +1,246 @@
+"""Storing jobs: from captured calls to rows, one by one or ten thousand at a time."""
+
+import json
+import os
+from graphlib import CycleError, TopologicalSorter
+from uuid import uuid4
+
+from odoo import api, models
+from odoo.exceptions import ConcurrencyError
+from odoo.tools import split_every
+
+from .. import graph, queries
+from ..delay import Delayable, check_options
+from ..lifecycle import wake_workers
+from .job_serialization import dump_call
+
+NO_DELAY_VARIABLE = "QUEUE_JOB__NO_DELAY"
+NO_DELAY_CONTEXT = "queue_job__no_delay"
+ROWS_PER_INSERT = 1000
+
+
+class QueueJob(models.Model):
+    _inherit = "queue.job"
+
+    @api.private
+    @api.model
+    def enqueue(
+        self,
+        model_name,
+        method_name,
+        record_ids=(),
+        args=(),
+        kwargs=None,
+        channel=None,
+        priority=None,
+        max_retries=None,
+        scheduled_at=None,
+        eta=None,
+        description=None,
+        identity_key=None,
+        parent_id=None,
+        graph_uuid=None,
+        timeout=None,
+        dependency_job_ids=None,
+        run_on_failure=False,
+    ):
+        """Store one job, as part of the current transaction. ``with_delay()`` is the convenient form.
+
+        :param str model_name: model of the records
+        :param str method_name: method to call on them
+        :param record_ids: ids of the records
+        :param args: positional arguments
+        :param kwargs: keyword arguments
+        :param int parent_id: id of the job to wait for
+        :param str graph_uuid: shared by the jobs of one graph
+        :param dependency_job_ids: ids of several jobs to wait for
+        :param bool run_on_failure: run if a job waited for fails, instead of when all are done
+        :return: the job, or the active one that has the same identity key
+        :raise ValueError: unknown model or parent, or a value out of range
+        :raise TypeError: a value of a wrong type, or an argument that can't be stored
+        """
+        if model_name not in self.env:
+            raise ValueError(f"there is no model {model_name!r}")
+        if isinstance(record_ids, int):
+            record_ids = (record_ids,)
+        call = Delayable(
+            self.env[model_name].browse(record_ids or ()),
+            channel=channel,
+            priority=priority,
+            max_retries=max_retries,
+            scheduled_at=scheduled_at,
+            eta=eta,
+            description=description,
+            identity_key=identity_key,
+            timeout=timeout,
+        )
+        getattr(call, method_name)(*(args or ()), **(kwargs or {}))
+        call._settled = True
+        parent_ids = sorted({*([parent_id] if parent_id else []), *(dependency_job_ids or [])})
+        values = self._job_values(call)
+        values.update(graph_uuid=graph_uuid or None, run_on_failure=bool(run_on_failure))
+        job_id = self._existing_jobs([values]).get(values["identity_key"])
+        if not job_id:
+            if len(self.sudo().browse(parent_ids).exists()) != len(parent_ids):
+                raise ValueError(f"a job to wait for does not exist: {parent_ids}")
+            self._set_parents(values, parent_ids)
+            (job_id,) = self._store([values])
+            self._after_store([job_id] if parent_ids else [], [job_id])
+        return self.sudo().browse(job_id)
+
+    @api.model
+    def _store_graph(self, nodes):
+        """Store the jobs of a graph.
+
+        :param nodes: all its :class:`~odoo.addons.job_worker.delay.Delayable`
+        :return: their jobs, parents before children
+        """
+        try:
+            order = list(TopologicalSorter({node: list(node._parents) for node in nodes}).static_order())
+        except CycleError as error:
+            raise ValueError(f"the graph of jobs has a cycle: {' -> '.join(map(str, error.args[1]))}") from error
+        values = {node: self._job_values(node) for node in order}
+        graph_uuid = str(uuid4()) if len(order) > 1 else None
+        known = self._existing_jobs(values.values())
+        new_ids = iter(queries.reserve_job_ids(self.env.cr, len(order)) if graph_uuid else [None])
+        job_ids, rows, on_known = {}, [], []
+        reserved = set()
+        for node in order:
+            row = values[node]
+            # A node whose key is taken is a second name of the job that has it: others may wait for that job, but it
+            # does not wait for anything more.
+            if job_id := known.get(row["identity_key"]):
+                job_ids[node] = job_id
+                continue
+            row["id"] = job_ids[node] = next(new_ids)
+            reserved.add(row["id"])
+            if row["identity_key"] and row["id"]:
+                known[row["identity_key"]] = row["id"]
+            row.update(graph_uuid=graph_uuid, run_on_failure=node.run_on_failure)
+            parent_ids = sorted({job_ids[parent] for parent in node._parents})
+            self._set_parents(row, parent_ids)
+            if not reserved.issuperset(parent_ids):
+                on_known.append(row["id"])
+            rows.append(row)
+        stored = self._store(rows)
+        self._after_store(on_known, stored)
+        return self.sudo().browse(list(dict.fromkeys(job_ids[node] for node in order)) if graph_uuid else stored or known.values())
+
+    @api.model
+    def _job_values(self, call):
+        """The row of a captured call, without its place in a graph.
+
+        :param call: a :class:`~odoo.addons.job_worker.delay.Delayable`
+        :rtype: dict
+        """
+        if not call.method_name:
+            raise ValueError(f"{call} has no method to call")
+        options = check_options(call._options())
+        records = call.recordset
+        env = records.env
+        what = f"{call.model_name}.{call.method_name}"
+        if not all(isinstance(record_id, int) for record_id in records._ids):
+            raise TypeError(f"{what}() can't be delayed on a record that is not saved yet")
+        args, kwargs = dump_call(call.args, call.kwargs, what)
+        keys = records._job_prepare_context_before_enqueue_keys()
+        context, _none = dump_call([{key: env.context[key] for key in keys if key in env.context}], {}, "context")
+        company_id = env.company.id
+        payload = {
+            "model": call.model_name,
+            "method": call.method_name,
+            "ids": list(records._ids),
+            "args": args,
+            "kwargs": kwargs,
+            "uid": env.uid,
+            "su": env.su,
+            "company_id": company_id,
+            "context": context[0],
+        }
+        identity_key = options["identity_key"]
+        if callable(identity_key):
+            identity_key = identity_key(call)
+        moment, seconds = options["schedule"]
+        values = {
+            "uuid": str(uuid4()),
+            "name": options["description"] or what,
+            "payload": json.dumps(payload),
+            "channel": options["channel"],
+            "priority": options["priority"],
+            "identity_key": identity_key or None,
+            "user_id": env.uid,
+            "company_id": company_id,
+            "max_retries": options["max_retries"],
+            "timeout": options["timeout"],
+            "model_name": call.model_name,
+            "method_name": call.method_name,
+            "scheduled_at": moment,
+            "delay": seconds,
+            "create_uid": env.uid,
+        }
+        if type(records)._job_store_values is not type(records.env["base"])._job_store_values:
+            values["extra"] = self._extra_values(records._job_store_values(dict(values)))
+        return values
+
+    def _extra_values(self, extra):
+        """Check and convert what ``_job_store_values()`` returned."""
+        own = self.env["queue.job"]
+        converted = {}
+        for name, value in extra.items():
+            field = own._fields.get(name)
+            if field is None or not field.store or not field.column_type or name in _ENGINE_FIELDS:
+                raise ValueError(f"_job_store_values() can't set {name!r} of queue.job")
+            converted[name] = field.convert_to_column_insert(field.convert_to_cache(value, own), own)
+        return converted
+
+    @api.model
+    def _existing_jobs(self, rows):
+        """Active jobs that have the identity keys of ``rows``, by key."""
+        keys = [row["identity_key"] for row in rows if row["identity_key"]]
+        return queries.active_jobs_by_identity(self.env.cr, keys) if keys else {}
+
+    def _set_parents(self, row, parent_ids):
+        """Make a row wait for its parents: one is its ``parent_id``, several its dependencies."""
+        row["parent_id"] = parent_ids[0] if len(parent_ids) == 1 else None
+        row["dependency_job_ids"] = parent_ids if len(parent_ids) > 1 else []
+        row["state"] = "waiting" if parent_ids else "pending"
+
+    @api.model
+    def _store(self, rows):
+        """Insert rows.
+
+        :return: the ids of the new jobs
+        :raise ConcurrencyError: another transaction took an identity key; Odoo tries the request again
+        """
+        ids = []
+        for chunk in split_every(ROWS_PER_INSERT, rows, list):
+            ids += queries.insert_jobs(self.env.cr, chunk)
+        if len(ids) != len(rows):
+            raise ConcurrencyError("a job with the same identity key was stored meanwhile")
+        return ids
+
+    @api.model
+    def _after_store(self, on_known, job_ids):
+        """What follows the insert of jobs.
+
+        :param on_known: those that wait for jobs that were there before, which may have ended
+        :param job_ids: all of them, parents before children
+        """
+        if on_known:
+            graph.settle(self.env.cr, on_known)
+        if self.env.context.get(NO_DELAY_CONTEXT) or os.environ.get(NO_DELAY_VARIABLE):
+            for job in self.sudo().browse(job_ids):
+                if job._is_pending():
+                    job.run_now()
+        elif job_ids:
+            self._wake_workers_at_commit()
+
+    @api.model
+    def _wake_workers_at_commit(self):
+        """One notification for each transaction, however many jobs it stores."""
+        precommit = self.env.cr.precommit
+        if not precommit.data.get("job_worker.wake"):
+            precommit.data["job_worker.wake"] = True
+            precommit.add(lambda: wake_workers(self.env.cr))
+
+
+_ENGINE_FIELDS = {"id", "uuid", "state", "payload", "model_name", "method_name", "claim_seq", "worker_id", "is_due"}

@@ -1,0 +1,143 @@
+"""One attempt at a job: what was claimed, and how a thread in the middle of it can be stopped."""
+
+import contextlib
+import ctypes
+import threading
+import time
+from dataclasses import dataclass
+
+import psycopg2
+
+TIMEOUT = "timeout"
+CANCEL = "cancel"
+SHUTDOWN = "shutdown"
+LOST = "lost"
+
+
+class Interrupted(BaseException):
+    """Raised inside a job's thread to stop it; no ``except Exception`` of the job holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claimed job, as :func:`~..queries.claim` returns it."""
+
+    id: int
+    claim_seq: int
+    uuid: str
+    payload: dict
+    user_id: int
+    company_id: int
+    channel: str
+    priority: int
+    attempts: int
+    max_retries: int
+    timeout: int
+    database_failures: int
+    exc_info: str
+    age: float
+
+
+class Attempt:
+    """A claim while a thread works on it.
+
+    The thread is in the job's code between :meth:`enter` and :meth:`leave`; only there it can be interrupted. Either the
+    thread ends the attempt (:meth:`settle`) or the one that gave up on the thread does (:meth:`abandon`).
+    """
+
+    def __init__(self, claim):
+        self.claim = claim
+        self.began = time.monotonic()
+        self.reason = None
+        self.interrupted_at = None
+        self.abandoned = False
+        self.backend_pid = None
+        self.registry = None
+        self._connection = None
+        self._thread_id = threading.get_ident()
+        self._lock = threading.Lock()
+        self._interruptible = False
+        self._settled = False
+
+    @property
+    def duration(self):
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    @property
+    def overdue(self):
+        return 0 < self.claim.timeout <= self.duration
+
+    def enter(self, connection):
+        """Begin the part that can be interrupted; ``connection`` is the one the job's queries run on.
+
+        :raise Interrupted: it was asked to stop before
+        """
+        with self._lock:
+            self._connection = connection
+            self.backend_pid = connection.get_backend_pid()
+            if self.reason:
+                raise Interrupted(self.reason)
+            self._interruptible = True
+
+    def leave(self):
+        """End the part that can be interrupted; an interrupt on its way is called off."""
+        while True:
+            try:
+                with self._lock:
+                    self._interruptible = False
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
+                return
+            except Interrupted:
+                continue
+
+    def interrupt(self, reason):
+        """Stop the job: cancel its query, raise :class:`Interrupted` in its thread. May be called again.
+
+        :param str reason: the first one given counts
+        """
+        with self._lock:
+            if self._settled:
+                return
+            self.reason = self.reason or reason
+            self.interrupted_at = self.interrupted_at or time.monotonic()
+            if not self._interruptible:
+                return
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._thread_id), ctypes.py_object(Interrupted)
+            )
+            # In a thread of its own: with the server out of reach it may block. Should it come late it hits nobody
+            # else, because the connection of an interrupted attempt is closed.
+            threading.Thread(target=_cancel_query, args=(self._connection,), daemon=True).start()
+
+    def settle(self):
+        """End what may be interrupted or abandoned, to write how the attempt ends.
+
+        :return: ``False`` if it was abandoned: its thread must not write anything any more
+        """
+        with self._lock:
+            self._settled = True
+            return not self.abandoned
+
+    def resume(self):
+        """Take :meth:`settle` back, to try once more.
+
+        :return: ``False`` if it was abandoned
+        """
+        with self._lock:
+            self._settled = False
+            return not self.abandoned
+
+    def abandon(self):
+        """Take the right to end the attempt away from its thread.
+
+        :return: ``False`` if the thread is ending it already
+        """
+        with self._lock:
+            self.abandoned = not self._settled
+            return self.abandoned
+
+
+def _cancel_query(connection):
+    with contextlib.suppress(psycopg2.Error):  # no query, or no connection, to cancel
+        connection.cancel()

@@ -1,0 +1,119 @@
+"""Connections of the worker's own, apart from those that jobs run on."""
+
+import random
+from contextlib import contextmanager
+
+import psycopg2
+from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
+
+from odoo.sql_db import connection_info_for
+
+# Without answer for this long, a connection counts as broken; a transaction left open that long by a frozen process
+# loses its locks.
+_DEAD_AFTER_SECONDS = 15
+_OPTIONS = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": _DEAD_AFTER_SECONDS * 1000,
+    "connect_timeout": 10,
+    # A claim or a heartbeat lost in a crash of the server is as if it had not been made: no need to wait for the disk.
+    "options": "-c synchronous_commit=off"
+    f" -c idle_in_transaction_session_timeout={_DEAD_AFTER_SECONDS}s -c statement_timeout=60s",
+}
+FIRST_WAIT_SECONDS = 0.2
+LONGEST_WAIT_SECONDS = 10.0
+
+TROUBLE = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.ReadOnlySqlTransaction)
+"""What a database raises that is away, full, restarting, or read-only for now."""
+
+
+class Connection:
+    """One connection to a database that is opened when it is needed, and opened again after it broke.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, db_name):
+        self._db_name = db_name
+        self._connection = None
+
+    @property
+    def is_open(self):
+        return self._connection is not None and not self._connection.closed
+
+    @contextmanager
+    def transaction(self):
+        """Cursor of a transaction at READ COMMITTED: committed at the end, rolled back if an exception passes.
+
+        :raise psycopg2.Error: any of :data:`TROUBLE` leaves the connection closed
+        """
+        try:
+            self.open()
+            with self._connection, self._connection.cursor() as cr:
+                yield cr
+        except TROUBLE:
+            self.close()
+            raise
+
+    def open(self):
+        if not self.is_open:
+            _name, info = connection_info_for(self._db_name)
+            self._connection = psycopg2.connect(**_OPTIONS, **info)
+            self._connection.set_session(isolation_level=ISOLATION_LEVEL_READ_COMMITTED)
+
+    def close(self):
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def listen(self, channel):
+        with self.transaction() as cr:
+            cr.execute(f"LISTEN {channel}")
+
+    def fileno(self):
+        """For ``select``: readable when a notification may have come."""
+        return self._connection.fileno()
+
+    def notifications(self):
+        """Take the notifications that have come.
+
+        :raise psycopg2.Error: the connection broke
+        """
+        try:
+            self._connection.poll()
+        except TROUBLE:
+            self.close()
+            raise
+        arrived, self._connection.notifies[:] = list(self._connection.notifies), []
+        return arrived
+
+
+class OdooCursor:
+    """What Odoo's registry needs of a cursor to compare its sequences, on a cursor of psycopg2."""
+
+    def __init__(self, cr):
+        self._cr = cr
+        self.fetchone = cr.fetchone
+
+    def execute(self, query):
+        self._cr.execute(query.code, query.params)
+
+
+class Backoff:
+    """Waits that grow while something stays broken."""
+
+    def __init__(self):
+        self._wait = 0.0
+
+    @property
+    def broken(self):
+        return self._wait > 0
+
+    def next_wait(self):
+        """Seconds to wait before the next try, with jitter."""
+        self._wait = min(self._wait * 2 or FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        return self._wait * random.uniform(0.5, 1)
+
+    def reset(self):
+        self._wait = 0.0

@@ -1,0 +1,133 @@
+"""Every log line of the worker: one function for each event."""
+
+import logging
+
+_logger = logging.getLogger("odoo.addons.job_worker.worker")
+
+
+def worker_started(worker, database, slots):
+    _logger.info("worker started: worker=%s database=%s slots=%s", worker, database, slots)
+
+
+def worker_stopping(worker, running):
+    _logger.info("worker stopping: worker=%s running=%s", worker, running)
+
+
+def worker_stopped(worker):
+    _logger.info("worker stopped: worker=%s", worker)
+
+
+def worker_buried(worker):
+    _logger.warning("worker was taken for dead, its jobs were recovered; it starts again under a new name: worker=%s", worker)
+
+
+def claiming_paused(worker, reason):
+    _logger.info("claiming paused: worker=%s reason=%s", worker, reason)
+
+
+def claiming_resumed(worker):
+    _logger.info("claiming resumed: worker=%s", worker)
+
+
+def database_lost(worker, error):
+    _logger.warning("database lost, trying to reconnect: worker=%s error=%s", worker, str(error).strip())
+
+
+def database_back(worker):
+    _logger.info("database back: worker=%s", worker)
+
+
+def registry_reloaded(database):
+    _logger.info("registry changed, reloaded: database=%s", database)
+
+
+def job_done(claim, duration):
+    _logger.debug("job done: job=%s uuid=%s channel=%s duration=%.3f", claim.id, claim.uuid, claim.channel, duration)
+
+
+def job_failed(claim, following, error):
+    """``following``: the :class:`~..lifecycle.NextTry`."""
+    level = logging.ERROR if following.transition == "fail" else logging.WARNING
+    _logger.log(
+        level,
+        "job %s: job=%s uuid=%s attempt=%s next_try=%ss error=%s",
+        "failed" if following.transition == "fail" else "to be retried",
+        claim.id,
+        claim.uuid,
+        following.attempts,
+        round(following.delay, 1),
+        error_line(error),
+    )
+
+
+def job_cancelled(claim):
+    _logger.info("job cancelled while running: job=%s uuid=%s", claim.id, claim.uuid)
+
+
+def job_given_back(claim, reason):
+    _logger.info("job given back: job=%s uuid=%s reason=%s", claim.id, claim.uuid, reason)
+
+
+def attempt_lost(claim):
+    _logger.warning("attempt does not own its job any more, its work was dropped: job=%s uuid=%s", claim.id, claim.uuid)
+
+
+def conflict(claim, tries, error):
+    _logger.info(
+        "job met a concurrent update, trying again: job=%s uuid=%s tries=%s error=%s",
+        claim.id, claim.uuid, tries, error_line(error),
+    )  # fmt: skip
+
+
+def attempt_interrupted(claim, reason):
+    _logger.info("interrupting job: job=%s uuid=%s reason=%s", claim.id, claim.uuid, reason)
+
+
+def attempt_abandoned(claim, reason):
+    _logger.error("job can't be interrupted, its thread is abandoned: job=%s uuid=%s reason=%s", claim.id, claim.uuid, reason)
+
+
+def jobs_recovered(jobs):
+    _logger.warning("jobs of dead workers recovered: count=%s jobs=%s", len(jobs), jobs[:20])
+
+
+def after_done_failed(claim, error):
+    _logger.error("job is done, but what followed its commit failed: job=%s uuid=%s", claim.id, claim.uuid, exc_info=error)
+
+
+def unexpected(where, error):
+    _logger.error("unexpected error in the worker: where=%s", where, exc_info=error)
+
+
+def process_started(pid, number):
+    _logger.info("worker process started: pid=%s number=%s", pid, number)
+
+
+def process_ended(pid, how, restart_in):
+    _logger.warning("worker process ended: pid=%s how=%s restart_in=%.1fs", pid, how, restart_in)
+
+
+def process_recycled(reason):
+    _logger.info("worker process recycles itself: reason=%s", reason)
+
+
+def process_killed(pid, reason):
+    _logger.error("worker process killed: pid=%s reason=%s", pid, reason)
+
+
+def supervisor_reexecuted():
+    _logger.info("code of modules may have changed: the worker starts anew")
+
+
+def database_added(database):
+    _logger.info("serving database: database=%s", database)
+
+
+def database_dropped(database):
+    _logger.info("no longer serving database: database=%s", database)
+
+
+def error_line(error):
+    """Class and message of an exception, or the last line of a text, on one line."""
+    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error).strip().rpartition("\n")[2]
+    return " ".join(text.split())[:500]

@@ -1,0 +1,237 @@
+"""Run one claimed job: the only place where code of jobs is called by a worker.
+
+Two transactions at least: the job's own, whose commit carries the job's writes and its ``done``, and, if jobs wait for
+it or if it did not succeed, a second one for what follows.
+"""
+
+import contextlib
+import random
+import threading
+import time
+from contextlib import contextmanager
+
+import psycopg2
+from psycopg2 import errors
+
+from odoo.modules.registry import Registry
+
+from .. import attempts, graph, queries
+from ..call import ModelNotFoundError, perform
+from ..exception import TimeoutJobError
+from ..models.job_serialization import dump_result
+from . import events
+from .attempt import CANCEL, LOST, SHUTDOWN, TIMEOUT, Interrupted
+from .connection import TROUBLE
+
+CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
+MAX_CONFLICTS = 30
+FIRST_CONFLICT_WAIT_SECONDS = 0.02
+LONGEST_CONFLICT_WAIT_SECONDS = 1.0
+REGISTRY_WAIT_SECONDS = 5.0
+REGISTRY_PATIENCE_SECONDS = 3600
+WRITE_TRIES = 5
+
+
+class _AttemptLostError(Exception):
+    """The job was recovered, cancelled or ended by somebody else: this attempt may not commit."""
+
+
+class _DatabaseLostError(Exception):
+    """The job's connection broke, or there was none to be had."""
+
+
+class Executor:
+    """Runs attempts on the calling thread.
+
+    :param str db_name: database
+    :param float max_backoff_seconds: longest delay between retries
+    :param on_database_lost: called with a claim and an error when it is unknown how the attempt ended
+    """
+
+    def __init__(self, db_name, max_backoff_seconds, on_database_lost):
+        self._db_name = db_name
+        self._max_backoff = max_backoff_seconds
+        self._on_database_lost = on_database_lost
+
+    def run(self, attempt):
+        """Bring an attempt to its end, whatever that is. Raises nothing."""
+        threading.current_thread().dbname = self._db_name
+        try:
+            error = self._try(attempt)
+            for tries in range(1, MAX_CONFLICTS + 1):
+                if not isinstance(error, CONFLICTS) or attempt.reason:
+                    break
+                error = self._try_again(attempt, tries, error)
+            if error is not None and attempt.settle():
+                self._end(attempt, error)
+        except TROUBLE as error:
+            self._on_database_lost(attempt.claim, error)
+        except Exception as error:  # noqa: BLE001 a slot must outlive whatever happens to a job
+            events.unexpected("executor", error)
+            self._on_database_lost(attempt.claim, error)
+
+    def _try(self, attempt):
+        """The job's own transaction, from its cursor to its commit.
+
+        :return: ``None`` if the job is done, else what went wrong
+        """
+        claim = attempt.claim
+        cr = None
+        try:
+            attempt.registry = registry = Registry(self._db_name)
+            cr = registry.cursor()
+            _fence(cr, claim)
+            result = self._call(attempt, cr)
+            has_children = queries.finish(cr, claim.claim_seq, claim.id, result, attempt.duration)
+            if has_children is None or not attempt.settle():
+                raise _AttemptLostError
+            type(cr).commit(cr)
+        except BaseException as error:  # noqa: BLE001 whatever a job raises, SystemExit included, is its failure
+            lost = cr is None or cr._cnx.closed
+            _close(cr, discard=bool(attempt.reason))
+            if attempt.registry is not None:
+                attempt.registry.reset_changes()
+            return _DatabaseLostError(error) if lost else error
+        events.job_done(claim, attempt.duration)
+        self._after_done(claim, cr, has_children)
+        return None
+
+    def _call(self, attempt, cr):
+        attempt.enter(cr._cnx)
+        try:
+            value = perform(cr, attempt.claim.uuid, attempt.claim.user_id, attempt.claim.payload)
+            cr.flush()
+            result = dump_result(value)
+        finally:
+            attempt.leave()
+        if attempt.reason:  # the job held the interrupt back, or it came too late
+            raise Interrupted
+        return result
+
+    def _after_done(self, claim, cr, has_children):
+        """What follows the commit; it can't undo the job, and the workers' sweep makes up for it."""
+        try:
+            cr.transaction.registry.signal_changes()
+            if has_children:
+                cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                graph.settle_children(cr, [claim.id])
+                type(cr).commit(cr)
+        except Exception as error:  # noqa: BLE001
+            events.after_done_failed(claim, error)
+        finally:
+            _close(cr)
+
+    def _try_again(self, attempt, tries, error):
+        """After a conflict with another transaction: once more, if the job is still ours."""
+        claim = attempt.claim
+        with self._transaction() as cr:
+            states = queries.attempt_states(cr, {claim.id: claim.claim_seq})
+        if not attempt.resume() or claim.id not in states:
+            return _AttemptLostError()
+        if states[claim.id]:
+            attempt.interrupt(CANCEL)
+            return error
+        events.conflict(claim, tries, error)
+        longest = min(FIRST_CONFLICT_WAIT_SECONDS * 2**tries, LONGEST_CONFLICT_WAIT_SECONDS)
+        time.sleep(random.uniform(0, longest))
+        return self._try(attempt)
+
+    def _end(self, attempt, error):
+        """Write how an attempt ended that did not succeed."""
+        if attempt.reason == LOST:
+            events.attempt_lost(attempt.claim)
+        elif isinstance(error, _DatabaseLostError):
+            self._on_database_lost(attempt.claim, error.args[0])
+        else:
+            ended = False
+            for _try in range(WRITE_TRIES):
+                with contextlib.suppress(errors.QueryCanceled, *CONFLICTS), self._transaction() as cr:
+                    ended = write_end(cr, attempt, error, self._max_backoff)
+                    break
+            if ended:
+                with self._transaction() as cr:
+                    graph.settle_children(cr, [attempt.claim.id])
+
+    @contextmanager
+    def _transaction(self):
+        """Odoo cursor at READ COMMITTED, committed at the end."""
+        cr = Registry(self._db_name).cursor()
+        try:
+            cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            yield cr
+            cr.commit()
+        finally:
+            _close(cr)
+
+
+def write_end(cr, attempt, error, max_backoff):
+    """Write how an attempt ended that did not succeed.
+
+    :param cr: cursor at READ COMMITTED
+    :param error: what the attempt raised, unless ``attempt.reason`` tells more
+    :return: whether the job has ended, so that the jobs after it are to be settled
+    """
+    claim, duration = attempt.claim, attempt.duration
+    reason, ended = attempt.reason, False
+    if isinstance(error, _AttemptLostError) and queries.attempt_states(cr, {claim.id: claim.claim_seq}).get(claim.id):
+        reason = CANCEL
+    if reason == CANCEL:
+        if owned := attempts.stop(cr, claim, duration):
+            events.job_cancelled(claim)
+            ended = True
+    elif reason == SHUTDOWN:
+        if owned := attempts.give_back(cr, claim, duration=duration):
+            events.job_given_back(claim, "shutdown")
+    elif reason != TIMEOUT and _registry_is_behind(cr, attempt, error):
+        if owned := attempts.postpone(cr, claim, error, REGISTRY_WAIT_SECONDS, duration=duration):
+            events.job_given_back(claim, f"modules are changing: {events.error_line(error)}")
+    else:
+        outcome = "failed"
+        if reason == TIMEOUT:
+            error, outcome = _timeout_error(claim, duration, error), "timeout"
+        owned = attempts.fail(cr, claim, error, outcome=outcome, duration=duration, max_backoff=max_backoff)
+        if owned:
+            events.job_failed(claim, owned, error)
+            ended = owned.transition == "fail"
+    if not owned:
+        events.attempt_lost(claim)
+    return ended
+
+
+def _timeout_error(claim, duration, where):
+    error = TimeoutJobError(f"the attempt took longer than {claim.timeout} s; it was stopped after {duration:.1f} s")
+    error.__cause__ = where  # its traceback tells where the job was
+    return error
+
+
+def _registry_is_behind(cr, attempt, error):
+    """Whether the failure may come from code and database being of different versions for the moment."""
+    if attempt.claim.age > REGISTRY_PATIENCE_SECONDS:
+        return False
+    if isinstance(error, ModelNotFoundError) or queries.modules_are_changing(cr):
+        return True
+    registry = attempt.registry
+    return registry is not Registry(registry.db_name) or registry.registry_sequence != registry.get_sequences(cr)[0]
+
+
+def _fence(cr, claim):
+    """Let job code that commits by itself do so only while its attempt owns the job."""
+
+    def commit():
+        cr.flush()
+        if not queries.lock_attempt(cr, claim.claim_seq, claim.id):
+            raise _AttemptLostError
+        type(cr).commit(cr)
+
+    cr.commit = commit
+
+
+def _close(cr, discard=False):
+    """Close a cursor; with ``discard``, its connection too: an interrupt may still be on its way to it."""
+    if cr is None or cr.closed:
+        return
+    with contextlib.suppress(psycopg2.Error):
+        if discard:
+            cr.rollback()
+            cr._cnx.close()
+        cr.close()

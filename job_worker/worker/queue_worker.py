@@ -1,0 +1,382 @@
+"""One worker: claims the jobs of one database and hands them to its threads."""
+
+import contextlib
+import os
+import random
+import select
+import socket
+import threading
+import time
+import uuid
+from types import SimpleNamespace
+
+from odoo.modules.module import get_manifest
+from odoo.modules.registry import Registry
+from odoo.tools import config
+
+from .. import attempts, queries
+from ..lifecycle import MAX_BACKOFF_SECONDS
+from . import events, recovery
+from .attempt import LOST, SHUTDOWN, Claim
+from .connection import TROUBLE, Backoff, Connection, OdooCursor
+from .executor import Executor
+from .monitor import Monitor
+from .pool import Pool
+
+CHANNEL = "queue_job_wake_up"
+BUSY_CHANNEL_WAIT_SECONDS = 0.003
+LONGEST_NAP_SECONDS = 0.5
+GIVE_BACK_AFTER_SECONDS = 0.5
+MAX_DATABASE_FAILURES = 10
+DATABASE_FAILURE_WAIT_SECONDS = 2.0
+
+
+def new_worker_name():
+    """A name no other worker has: host, process and a random part."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+class QueueWorker:
+    """Runs jobs of one database in threads of this process.
+
+    :param str db_name: database
+    :param int concurrency: jobs to run at once
+    :param float poll_timeout: seconds between looks for jobs when nothing wakes the worker
+    :param float stale_after_seconds: a worker without heartbeat for so long is dead, its jobs are recovered
+    :param float heartbeat_interval_seconds: between heartbeats
+    :param float max_backoff_seconds: longest delay between retries
+    :param threading.Event stop_event: set it to stop: running jobs finish, then :meth:`run` returns
+    :param bool listen: wait for notifications; without, the worker only polls
+    :param float shutdown_timeout: seconds that running jobs have to finish, ``None`` for no limit
+    :param str name: unique name of the worker, made up by default
+    :param predecessors: workers whose process died, as ``(name, what is known of its end)``: their jobs are recovered
+        first of all
+    :param on_registry_changed: called after modules were installed or upgraded, instead of reloading the registry here
+    :param on_thread_abandoned: called after a thread was given up because its job can't be interrupted
+    :raise ValueError: a number is out of range
+    """
+
+    def __init__(
+        self,
+        db_name,
+        concurrency=2,
+        poll_timeout=5,
+        stale_after_seconds=60,
+        heartbeat_interval_seconds=15,
+        max_backoff_seconds=MAX_BACKOFF_SECONDS,
+        stop_event=None,
+        *,
+        listen=True,
+        shutdown_timeout=None,
+        name=None,
+        predecessors=(),
+        on_registry_changed=None,
+        on_thread_abandoned=None,
+    ):
+        if concurrency < 1:
+            raise ValueError(f"concurrency can't be below 1: {concurrency}")
+        if not 0 < heartbeat_interval_seconds < stale_after_seconds:
+            raise ValueError("the heartbeat interval must be above 0 and below the time after which a worker is stale")
+        if concurrency > config["db_maxconn"]:
+            raise ValueError(f"concurrency {concurrency} needs as many connections; db_maxconn is {config['db_maxconn']}")
+        self.db_name = db_name
+        self.poll_timeout = poll_timeout
+        self.stale_after_seconds = stale_after_seconds
+        self.heartbeat_interval_seconds = heartbeat_interval_seconds
+        self.max_backoff_seconds = max_backoff_seconds
+        self.name = None
+        self._first_name = name
+        self._listen = listen
+        self._shutdown_timeout = shutdown_timeout
+        self._predecessors = list(predecessors)
+        self._on_registry_changed = on_registry_changed
+        self.on_thread_abandoned = on_thread_abandoned or (lambda: None)
+        self._stop_event = stop_event or threading.Event()
+        self._stop_now = threading.Event()
+        self._paused = False
+        self._pause_asked = False
+        self._pause_reason = None
+        self._buried = False
+        self._connection = Connection(db_name)
+        self._trouble = Backoff()
+        self._lost = []
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        executor = Executor(db_name, max_backoff_seconds, self._database_lost)
+        self.pool = Pool(concurrency, executor.run, self._wake)
+        self._monitor = Monitor(self)
+
+    @property
+    def state(self):
+        """As ``queue.worker`` has it."""
+        if self.stopping:
+            return "draining"
+        return "paused" if self._pause_reason else "running"
+
+    @property
+    def stopping(self):
+        return self._stop_event.is_set() or self._stop_now.is_set()
+
+    def stop(self):
+        """Claim no more; :meth:`run` returns when the running jobs have finished. May be called from a signal handler."""
+        self._stop_event.set()
+        self._wake()
+
+    def stop_now(self):
+        """Interrupt the running jobs and give them back uncounted; then :meth:`run` returns."""
+        self._stop_now.set()
+        self._wake()
+
+    def pause(self, paused=True):
+        """Claim no more until ``pause(False)``; running jobs go on."""
+        self._paused = paused
+        self._wake()
+
+    def run(self):
+        """Serve until stopped. Survives whatever happens to the database."""
+        self.pool.start()
+        self._monitor.start()
+        try:
+            while not self.stopping:
+                try:
+                    self._serve()
+                except TROUBLE as error:
+                    self._on_trouble(error)
+                except Exception as error:  # noqa: BLE001 a registry that can't be loaded, a table that is not there
+                    if not self._trouble.broken:
+                        events.unexpected("worker", error)
+                    self._on_trouble(error)
+            self._drain()
+        finally:
+            self._monitor.stop()
+            self.pool.close()
+            self._leave()
+
+    # --- serving -----------------------------------------------------------------------------------------------------
+
+    def _serve(self):
+        """Claim and hand out until stopped.
+
+        :raise psycopg2.Error: any of TROUBLE
+        """
+        self._register()
+        if self._trouble.broken:
+            self._trouble.reset()
+            events.database_back(self.name)
+        while not self.stopping:
+            self._wait(self._step())
+
+    def _on_trouble(self, error):
+        if not self._trouble.broken:
+            events.database_lost(self.name, error)
+        self._stop_event.wait(self._trouble.next_wait())
+
+    def _register(self):
+        """Make the worker known, under a new name if it has none that lives; take stock of what it owns."""
+        with self._connection.transaction() as cr:
+            if self.name and queries.beat(cr, self.name, self.state, len(self.pool.running()), 0) is None:
+                self.name = None
+            name = self.name or self._first_name or new_worker_name()
+            if not self.name:
+                values = {
+                    "name": name,
+                    "hostname": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "version": get_manifest("job_worker").get("version"),
+                    "databases": self.db_name,
+                    "slots": self.pool.slots,
+                }
+                queries.register_worker(cr, values)
+        if not self.name:
+            self.name, self._first_name = name, None
+            events.worker_started(name, self.db_name, self.pool.slots)
+        self._buried = False
+        if self._listen:
+            self._connection.listen(CHANNEL)
+        while self._predecessors:
+            died, how = self._predecessors[-1]
+            recovery.recover_orphans(
+                self._connection, self.stale_after_seconds, self.max_backoff_seconds, buried=died, how=how
+            )
+            self._predecessors.pop()
+        self._take_stock()
+
+    def _take_stock(self):
+        """Write what is left to write of attempts whose connection broke, and give back what was claimed unknowingly."""
+        with self._connection.transaction() as cr:
+            while self._lost:
+                claim, error = self._lost[0]
+                self._postpone(cr, claim, error)
+                self._lost.pop(0)
+            known = self.pool.claims()
+            for job_id, claim_seq in queries.claimed_by(cr, self.name).items():
+                if known.get(job_id) != claim_seq:
+                    attempts.give_back(cr, SimpleNamespace(id=job_id, claim_seq=claim_seq))
+
+    def _postpone(self, cr, claim, error):
+        if claim.database_failures + 1 >= MAX_DATABASE_FAILURES:
+            if following := attempts.fail(cr, claim, error, max_backoff=self.max_backoff_seconds):
+                events.job_failed(claim, following, error)
+            return
+        delay = DATABASE_FAILURE_WAIT_SECONDS * random.uniform(0.5, 1) * (claim.database_failures + 1)
+        if attempts.postpone(cr, claim, error, delay, database_failure=True):
+            events.job_given_back(claim, f"database lost: {events.error_line(error)}")
+
+    def _database_lost(self, claim, error):
+        """Called on a slot's thread."""
+        self._lost.append((claim, error))
+        self._wake()
+
+    def _step(self):
+        """Claim what there is room for.
+
+        :return: seconds until the next step, unless something wakes the worker
+        """
+        if self._buried:
+            self._start_over()
+        if self._lost:
+            self._take_stock()
+        self._give_back(self.pool.take_waiting(longer_than=GIVE_BACK_AFTER_SECONDS), "the threads are busy")
+        free, count = self.pool.demand()
+        if self._is_paused():
+            return self.poll_timeout
+        if not count:
+            return GIVE_BACK_AFTER_SECONDS if self.pool.has_waiting else self.poll_timeout
+        return self._claim(free, count)
+
+    def _claim(self, free, count):
+        rows, registry_changed = [], False
+        with self._connection.transaction() as cr:
+            due_in, channels, throttled, busy, alive, modules_changing = queries.open_channels(cr, self.name, count)
+            if alive and channels and not modules_changing:
+                rows = queries.claim(cr, self.name, channels, free, count)
+            claims = [Claim(*row) for row in rows]
+            if claims:
+                if throttled:
+                    queries.record_starts(cr, [claim.channel for claim in claims if claim.channel in throttled])
+                registry_changed = self._refresh_registry(cr)
+        if registry_changed:
+            self._give_back(claims, "modules have changed")
+            return self.poll_timeout
+        self.pool.submit(claims)
+        if not alive:
+            self._buried = True
+            return 0
+        if modules_changing:
+            self._set_pause_reason("modules are being installed or upgraded")
+            return 1.0
+        self._set_pause_reason(None)
+        if due_in is not None and due_in <= 0:
+            self._mark_due()
+            return 0
+        if busy:
+            return random.uniform(0.5, 1) * BUSY_CHANNEL_WAIT_SECONDS
+        if len(claims) == count:
+            return 0
+        return self.poll_timeout if due_in is None else min(due_in, self.poll_timeout)
+
+    def _mark_due(self):
+        with self._connection.transaction() as cr:
+            queries.mark_due(cr)
+
+    def _refresh_registry(self, cr):
+        """Follow changes that other processes made to modules and caches.
+
+        :return: whether somebody else is to take over because code may have changed
+        """
+        registry = Registry(self.db_name)
+        if registry.registry_sequence != registry.get_sequences(OdooCursor(cr))[0] and self._on_registry_changed:
+            self._on_registry_changed()
+            return True
+        if registry.check_signaling(OdooCursor(cr)) is not registry:
+            events.registry_reloaded(self.db_name)
+        return False
+
+    def _start_over(self):
+        """After others took this worker for dead: nothing it runs is its own any more."""
+        events.worker_buried(self.name)
+        self.pool.take_waiting()
+        for attempt in self.pool.running():
+            attempt.interrupt(LOST)
+        self.name = None
+        self._register()
+
+    def on_beat(self, pause_requested):
+        """Called by the monitor with the answer to a heartbeat, ``None`` if the worker was taken for dead."""
+        if pause_requested is None:
+            self._buried = True
+        self._pause_asked = bool(pause_requested)
+        self._wake()
+
+    # --- pausing -----------------------------------------------------------------------------------------------------
+
+    def _is_paused(self):
+        if self._paused or self._pause_asked:
+            self._give_back(self.pool.take_waiting(), "paused")
+            self._set_pause_reason("asked to")
+            return True
+        return False
+
+    def _set_pause_reason(self, reason):
+        if reason and not self._pause_reason:
+            events.claiming_paused(self.name, reason)
+        if self._pause_reason and not reason:
+            events.claiming_resumed(self.name)
+        self._pause_reason = reason
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    def _wake(self):
+        with contextlib.suppress(OSError):  # full: it will wake anyway; closed: there is nobody to wake
+            self._wake_sender.send(b".")
+
+    def _wait(self, seconds):
+        """Wait for a notification, for :meth:`_wake`, or for the time to pass.
+
+        :raise psycopg2.Error: the connection broke
+        """
+        while seconds > 0 and not self.stopping:
+            nap = min(seconds, LONGEST_NAP_SECONDS)
+            watched = [self._wake_receiver, self._connection] if self._connection.is_open else [self._wake_receiver]
+            ready, _writable, _failed = select.select(watched, [], [], nap)
+            if self._connection in ready and self._connection.notifications():
+                return
+            if self._wake_receiver in ready:
+                self._wake_receiver.recv(4096)
+                return
+            seconds -= nap
+
+    # --- stopping ----------------------------------------------------------------------------------------------------
+
+    def _give_back(self, claims, reason):
+        """Make jobs claimable again that no thread has begun."""
+        if not claims:
+            return
+        with self._connection.transaction() as cr:
+            for claim in claims:
+                attempts.give_back(cr, claim)
+                events.job_given_back(claim, reason)
+
+    def _drain(self):
+        """Let the running jobs finish, for as long as they may; give back the others."""
+        events.worker_stopping(self.name, len(self.pool.running()))
+        with contextlib.suppress(*TROUBLE):
+            self._give_back(self.pool.take_waiting(), "shutdown")
+        deadline = None if self._shutdown_timeout is None else time.monotonic() + self._shutdown_timeout
+        while not self.pool.wait_until_empty(LONGEST_NAP_SECONDS):
+            if self._stop_now.is_set() or (deadline and time.monotonic() > deadline):
+                for attempt in self.pool.running():
+                    attempt.interrupt(SHUTDOWN)  # the monitor repeats it, and abandons what does not react
+
+    def _leave(self):
+        """Take leave of the database: nothing stays started in this worker's name."""
+        with contextlib.suppress(*TROUBLE):
+            if self.name:
+                self._take_stock()
+                with self._connection.transaction() as cr:
+                    queries.unregister_worker(cr, self.name)
+        self._connection.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
+        events.worker_stopped(self.name)

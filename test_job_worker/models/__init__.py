@@ -1,0 +1,1 @@
+from . import job_ledger, test_job_target

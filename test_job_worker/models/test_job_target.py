@@ -1,0 +1,171 @@
+import ctypes
+import os
+import socket
+import time
+
+import psycopg2
+import requests
+
+from odoo import fields, models
+from odoo.exceptions import UserError
+
+from odoo.addons.job_worker.exception import FailedJobError, JobError, RetryableJobError
+
+ERRORS = {
+    "job": lambda: JobError("a job error"),
+    "failed": lambda: FailedJobError("a failed job error"),
+    "retryable": lambda: RetryableJobError("a retryable error"),
+    "retry_now": lambda: RetryableJobError("at once", seconds=0),
+    "retry_in_7": lambda: RetryableJobError("in seven seconds", seconds=7),
+    "ignore_retry": lambda: RetryableJobError("uncounted", seconds=0, ignore_retry=True),
+    "user": lambda: UserError("a user error"),
+    "value": lambda: ValueError("a value error"),
+    "system_exit": lambda: SystemExit(3),
+    "serialization": lambda: psycopg2.errors.SerializationFailure("a made-up conflict"),
+}
+
+
+class TestJobTarget(models.Model):
+    """Records with a job method for everything that may happen to a job."""
+
+    _name = "test.job.target"
+    _description = "Target of Test Jobs"
+
+    name = fields.Char()
+    counter = fields.Integer()
+    user_id = fields.Many2one("res.users")
+    company_id = fields.Many2one("res.company")
+
+    def job_nothing(self):
+        """Nothing at all: what is left is the queue's own cost."""
+
+    def job_succeed(self, value=True):
+        return value
+
+    def job_read(self):
+        """One read through the ORM."""
+        return self.name
+
+    def job_write(self, value=1):
+        """One write through the ORM, to the record of its own."""
+        self.counter += value
+
+    def job_echo(self, *args, **kwargs):
+        """What arrived, as ``repr``."""
+        return {"args": repr(args), "kwargs": repr(kwargs)}
+
+    def job_environment(self):
+        """What the job sees of its caller's environment."""
+        return {
+            "uid": self.env.uid,
+            "su": self.env.su,
+            "company": self.env.company.id,
+            "companies": self.env.companies.ids,
+            "context": dict(self.env.context),
+            "ids": self.ids,
+        }
+
+    def job_fail(self, kind="value"):
+        """Raise an error: a key of :data:`ERRORS`."""
+        raise ERRORS[kind]()
+
+    def job_fail_times(self, key, times):
+        """Fail ``times`` times, then succeed; the tries are counted outside the transaction."""
+        with self.env.registry.cursor() as cr:
+            cr.execute("INSERT INTO test_job_ledger (key) VALUES (%s)", (f"try:{key}",))
+            cr.execute("SELECT count(*) FROM test_job_ledger WHERE key = %s", (f"try:{key}",))
+            tries = cr.fetchone()[0]
+        if tries <= times:
+            raise ValueError(f"try {tries} fails")
+        return tries
+
+    def job_ledger(self, key, seconds=0.0, note=None):
+        """Write one row to the ledger, with the times of its first and last line by the database's clock."""
+        began_at = self._database_time()
+        row = self.env["test.job.ledger"].create({"key": key, "note": note, "pid": os.getpid(), "began_at": began_at})
+        if seconds:
+            time.sleep(seconds)
+        row.ended_at = self._database_time()
+
+    def job_ledger_then_fail(self, key, kind="value"):
+        """Write to the ledger, then raise: nothing of it may stay."""
+        self.job_ledger(key)
+        self.job_fail(kind)
+
+    def job_increment(self):
+        """Read and write the same record as many others: conflicts are certain."""
+        self.counter += 1
+
+    def job_sleep(self, seconds):
+        """Wait in C."""
+        time.sleep(seconds)
+
+    def job_sleep_in_database(self, seconds):
+        """Wait in a query."""
+        self.env.cr.execute("SELECT pg_sleep(%s)", (seconds,))
+
+    def job_wait_on_socket(self, seconds):
+        """Wait for a peer that never says anything."""
+        left, right = socket.socketpair()
+        with left, right:
+            left.settimeout(seconds)
+            left.recv(1)
+
+    def job_burn(self, seconds):
+        """Use the processor, in Python."""
+        until = time.process_time() + seconds
+        rounds = 0
+        while time.process_time() < until:
+            rounds += 1
+        return rounds
+
+    def job_spin(self):
+        """Never come back, in Python."""
+        while True:
+            pass
+
+    def job_hold_on(self, key, seconds):
+        """Write to the ledger, then refuse to be interrupted for a while, then go on as if nothing had been."""
+        self.job_ledger(key)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            try:
+                time.sleep(0.05)
+            except BaseException:  # noqa: BLE001, S110 that is the point
+                pass
+
+    def job_commit_halfway(self, key, seconds):
+        """Commit by itself in the middle, as some code does."""
+        self.job_ledger(f"{key}:first")
+        time.sleep(seconds)
+        self.env.cr.commit()  # pylint: disable=invalid-commit
+        self.job_ledger(f"{key}:second")
+
+    def job_allocate(self, mebibytes):
+        """Take memory and keep it for the length of the job; 0 for without end."""
+        hoard = []
+        while not mebibytes or len(hoard) < mebibytes:
+            hoard.append(b"x" * 2**20)
+        return len(hoard)
+
+    def job_exit_process(self, status=7):
+        os._exit(status)
+
+    def job_segfault(self):
+        ctypes.string_at(0)
+
+    def job_get(self, url, timeout=10):
+        """Call an HTTP service; what it refuses for now is tried again."""
+        response = requests.get(url, timeout=timeout)
+        if response.status_code in (429, 503):
+            raise RetryableJobError(f"{url}: {response.status_code}", seconds=1)
+        response.raise_for_status()
+        return response.text
+
+    def job_enqueue(self, key, channel="root"):
+        """A job that stores a job."""
+        return self.with_delay(channel=channel).job_ledger(key).id
+
+    def _database_time(self):
+        self.env.cr.execute("SELECT extract(epoch FROM clock_timestamp())::float")
+        return self.env.cr.fetchone()[0]
