@@ -14,9 +14,21 @@
         "data/ir_config_parameter_data.xml",
         "views/queue_job_views.xml",
         "views/queue_limit_views.xml",
+        "views/queue_dashboard_views.xml",
+        "views/queue_channel_views.xml",
+        "views/queue_error_group_views.xml",
         "views/queue_worker_views.xml",
         "views/job_worker_menus.xml",
     ],
+    "assets": {
+        "web.assets_backend": [
+            "job_worker/static/src/dashboard/*",
+            "job_worker/static/src/job_graph/*",
+            "job_worker/static/src/job_views/*",
+            "job_worker/static/src/job_widgets/*",
+        ],
+        "web.assets_tests": ["job_worker/static/tests/tours/*"],
+    },
     "application": True,
     "installable": True,
 }

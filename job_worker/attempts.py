@@ -1,12 +1,15 @@
 """How attempts end that did not succeed: the same for workers, timeouts, dead workers and ``run_now()``."""
 
 import traceback
+from datetime import timedelta
 
 from . import queries
+from .error_origin import error_origin
 from .exception import RetryableJobError
 from .lifecycle import MAX_BACKOFF_SECONDS, after_failure, move
 
 MAX_ERROR_CHARACTERS = 100_000
+LONGEST_DELAY_SECONDS = 100 * 365 * 86400
 
 
 def error_text(error):
@@ -28,9 +31,14 @@ def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACK
     """
     wish = error if isinstance(error, RetryableJobError) else RetryableJobError("")
     following = after_failure(
-        job.attempts, job.max_retries, seconds=wish.seconds, ignore_retry=wish.ignore_retry, max_backoff=max_backoff
+        job.attempts,
+        job.max_retries,
+        seconds=_as_delay(wish.seconds),
+        ignore_retry=bool(wish.ignore_retry),
+        max_backoff=max_backoff,
     )
     text = error_text(error)
+    error_class, error_place = error_origin(error)
     queries.record_attempt(cr, job.id, job.claim_seq, outcome, following.attempts > job.attempts, duration, text)
     moved = move(
         cr,
@@ -40,9 +48,20 @@ def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACK
         attempts=following.attempts,
         delay=following.delay,
         exc_info=text,
+        error_class=error_class,
+        error_place=error_place,
         duration=duration,
     )
     return following if moved else None
+
+
+def _as_delay(seconds):
+    """What job code asked for, as seconds; ``None`` for what is none, because the job can't be told any more."""
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds != seconds:  # NaN
+        return None
+    return min(seconds, LONGEST_DELAY_SECONDS)
 
 
 def stop(cr, job, duration=0.0):

@@ -3,25 +3,20 @@
 from odoo import api
 from odoo.exceptions import MissingError
 
-from .models.job_serialization import load_call
+from .delay import check_method_name
+from .models.job_serialization import ModelNotFoundError, load_call
 
 
-class ModelNotFoundError(KeyError):
-    """The job's model is not in this process's registry."""
-
-    def __str__(self):
-        return self.args[0]
-
-
-def perform(cr, job_uuid, user_id, payload):
+def perform(cr, job_uuid, user_id, payload, more_context=None):
     """Call the method of a job as its user, in the caller's company, language and time zone.
 
     :param cr: Odoo cursor of the transaction to run in
     :param str job_uuid: goes into the context
     :param int user_id: user to run as; ``su`` holds only if it is the one who enqueued the job
     :param dict payload: the job's payload
+    :param dict more_context: context keys of the run, beyond those of the caller
     :return: what the method returned
-    :raise ModelNotFoundError: the registry has no such model
+    :raise ModelNotFoundError: the registry has no such model, or not that of an argument
     :raise MissingError: a record is gone
     :raise ValueError: the payload is damaged
     """
@@ -35,13 +30,14 @@ def perform(cr, job_uuid, user_id, payload):
         raise ValueError(f"damaged payload of a job: {error} is missing") from error
     if not (isinstance(ids, list) and all(type(record_id) is int for record_id in ids) and isinstance(context, dict)):
         raise ValueError(f"damaged payload of a job: ids {ids!r:.100}, context {context!r:.100}")
+    check_method_name(method_name)
     if not user_id:
         raise MissingError("The user of the job was not found: it was deleted.")  # pylint: disable=missing-gettext
     foreign_uid = None if user_id == enqueuer else enqueuer
     env = api.Environment(cr, user_id, {}, su=bool(su) and foreign_uid is None)
     _args, context = load_call([], context, env)
-    context.setdefault("allowed_company_ids", [payload["company_id"]] if payload.get("company_id") else [])
-    env = env(context={**context, "job_uuid": job_uuid})
+    companies = [payload["company_id"]] if payload.get("company_id") else []
+    env = env(context={"allowed_company_ids": companies, **context, **(more_context or {}), "job_uuid": job_uuid})
     env.transaction.default_env = env
     if not isinstance(model_name, str) or model_name not in env:
         raise ModelNotFoundError(f"model {model_name!r} not found")

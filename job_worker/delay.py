@@ -11,6 +11,7 @@ of a graph begins at its *heads* and ends at its *tails*.
 
 import logging
 from datetime import datetime, timedelta, timezone
+from functools import partial
 
 from .job import DEFAULT_CHANNEL, DEFAULT_MAX_RETRIES, DEFAULT_PRIORITY, DEFAULT_TIMEOUT
 
@@ -41,11 +42,18 @@ def _check_int(name, value, minimum=None):
         raise ValueError(f"{name} is out of range: {value}")
 
 
-def _check_text(name, value):
+def check_text(name, value):
+    """Refuse what a text column can't hold.
+
+    :return: ``value``
+    :raise TypeError: not a string
+    :raise ValueError: it contains a NUL character
+    """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {value!r}")
     if "\x00" in value:
         raise ValueError(f"{name} can't contain a NUL character: {value!r}")
+    return value
 
 
 def check_method_name(name):
@@ -91,16 +99,16 @@ def check_options(options):
         if name not in DEFAULTS:
             raise ValueError(f"No property {name!r} on a job; there are {', '.join(DEFAULTS)}")
     checked = {name: default if options.get(name) is None else options[name] for name, default in DEFAULTS.items()}
-    _check_text("channel", checked["channel"])
+    check_text("channel", checked["channel"])
     if not checked["channel"].strip():
         raise ValueError("channel can't be empty")
     _check_int("priority", checked["priority"])
     _check_int("max_retries", checked["max_retries"], 0)
     _check_int("timeout", checked["timeout"], 0)
     if checked["description"] is not None:
-        _check_text("description", checked["description"])
+        check_text("description", checked["description"])
     if checked["identity_key"] is not None and not callable(checked["identity_key"]):
-        _check_text("identity_key", checked["identity_key"])
+        check_text("identity_key", checked["identity_key"])
     eta, scheduled_at = as_schedule(checked.pop("eta")), as_schedule(checked.pop("scheduled_at"))
     nothing = (None, None)
     if nothing not in (eta, scheduled_at) and eta != scheduled_at:
@@ -145,8 +153,9 @@ class _Part:
     def _connect(self, parts, on_error):
         for part in parts:
             _check_part(part)
+            heads = part._heads()
             for tail in self._tails():
-                for head in part._heads():
+                for head in heads:
                     tail._add_child(head, on_error)
 
     def delay(self):
@@ -159,10 +168,8 @@ class _Part:
         nodes = _connected(self._nodes())
         if not nodes:
             return self._no_jobs()
-        jobs = nodes[0].recordset.env["queue.job"]._store_graph(nodes)
-        for node in nodes:
-            node._settled = True
-        return jobs
+        _settle(nodes)
+        return nodes[0].recordset.env["queue.job"]._store_graph(nodes)
 
     def _no_jobs(self):
         return ()
@@ -171,6 +178,12 @@ class _Part:
 def _check_part(part):
     if not isinstance(part, _Part):
         raise TypeError(f"expected a delayable, a group or a chain, not {part!r}; use .delayable() to get one")
+
+
+def _settle(nodes):
+    """What becomes of ``nodes`` is known: they were not forgotten."""
+    for node in nodes:
+        node._settled = True
 
 
 def _connected(nodes):
@@ -228,12 +241,12 @@ class Delayable(_Part):
         check_method_name(name)
         if self.__dict__.get("method_name"):
             raise ValueError(f"{self} is captured already, it can't call {name}() too")
+        return partial(self._capture, name)
 
-        def capture(*args, **kwargs):
-            self.method_name, self.args, self.kwargs = name, args, kwargs
-            return self
-
-        return capture
+    def _capture(self, name, /, *args, **kwargs):
+        """Capture the call of a method, also of one that is called like something of ours, as ``set`` or ``split``."""
+        self.method_name, self.args, self.kwargs = name, args, kwargs
+        return self
 
     def __repr__(self):
         return f"Delayable({self.recordset}.{self.method_name or '?'}())"
@@ -248,7 +261,7 @@ class Delayable(_Part):
     _tails = _nodes = _heads
 
     def _add_child(self, child, on_error):
-        if any(flag != on_error for flag in child._parents.values()):
+        if next(iter(child._parents.values()), on_error) != on_error:
             raise ValueError(f"{child} can't wait for both success and failure")
         self._children[child] = on_error
         child._parents[self] = on_error
@@ -273,8 +286,7 @@ class Delayable(_Part):
         chunks = []
         for start in range(0, len(records), size):
             chunk = Delayable(records[start : start + size], **self._options())
-            chunk.method_name, chunk.args, chunk.kwargs = self.method_name, self.args, self.kwargs
-            chunks.append(chunk)
+            chunks.append(chunk._capture(self.method_name, *self.args, **self.kwargs))
         self._settled = True
         split = (DelayableChain if chain else DelayableGroup)(*chunks)
         split._env = records.env
@@ -298,12 +310,25 @@ class _Composite(_Part):
         for part in parts:
             _check_part(part)
         self._parts = parts
+        # What follows while there is nothing to wait for: it follows whatever comes before.
+        self._followers = []
 
     def __repr__(self):
         return f"{type(self).__name__}{self._parts}"
 
+    def _connect(self, parts, on_error):
+        if self._tails():
+            super()._connect(parts, on_error)
+            return
+        for part in parts:
+            _check_part(part)
+            if on_error:  # what is empty does not fail
+                _settle(_connected(part._nodes()))
+            else:
+                self._followers.append(part)
+
     def _nodes(self):
-        return [node for part in self._parts for node in part._nodes()]
+        return [node for part in (*self._parts, *self._followers) for node in part._nodes()]
 
     def _no_jobs(self):
         return self._env["queue.job"] if self._env else ()
@@ -313,7 +338,7 @@ class DelayableGroup(_Composite):
     """Parts that run in parallel; what follows waits for all of them."""
 
     def _heads(self):
-        return [node for part in self._parts for node in part._heads()]
+        return [node for part in (*self._parts, *self._followers) for node in part._heads()]
 
     def _tails(self):
         return [node for part in self._parts for node in part._tails()]
@@ -324,16 +349,23 @@ class DelayableChain(_Composite):
 
     def __init__(self, *parts):
         super().__init__(*parts)
-        # an empty group takes no time
-        self._links = [part for part in parts if part._nodes()]
-        for before, after in zip(self._links, self._links[1:], strict=False):
-            before.on_done(after)
+        before = None
+        for part in parts:
+            if before:
+                before.on_done(part)
+            if part._tails():  # an empty group takes no time
+                before = part
 
     def _heads(self):
-        return self._links[0]._heads() if self._links else []
+        heads = []
+        for part in (*self._parts, *self._followers):
+            heads += part._heads()
+            if part._tails():
+                break
+        return heads
 
     def _tails(self):
-        return self._links[-1]._tails() if self._links else []
+        return next((tails for part in reversed(self._parts) if (tails := part._tails())), [])
 
 
 class DelayableRecordset:
@@ -351,9 +383,12 @@ class DelayableRecordset:
         self._options = options
 
     def __getattr__(self, name):
-        # straight to the capture: a model may well have a method called "set" or "split"
-        capture = Delayable(self._recordset, **self._options).__getattr__(name)
-        return lambda *args, **kwargs: capture(*args, **kwargs).delay()
+        check_method_name(name)
+
+        def enqueue(*args, **kwargs):
+            return Delayable(self._recordset, **self._options)._capture(name, *args, **kwargs).delay()
+
+        return enqueue
 
     def __repr__(self):
         return f"DelayableRecordset({self._recordset})"

@@ -17,6 +17,9 @@ class RetryableJobError(JobError):
     :param bool ignore_retry: leave ``attempts`` alone, so that the job never runs out of tries
     """
 
+    seconds = None
+    ignore_retry = False
+
     def __init__(self, msg, seconds=None, ignore_retry=False):
         super().__init__(msg)
         self.seconds = seconds

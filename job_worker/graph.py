@@ -53,6 +53,12 @@ def settle_children(cr, ids):
     settle(cr, queries.children_of(cr, ids))
 
 
+def redecide_children(cr, ids):
+    """Decide the jobs after ``ids`` anew, which somebody ended by hand: what their old state led to holds no more."""
+    children = queries.children_of(cr, ids)
+    settle(cr, children + _revive(cr, children))
+
+
 def requeue(cr, ids):
     """Put ended jobs back to where they can run, and the jobs that ended only because of them back to waiting.
 

@@ -7,6 +7,8 @@ DEFAULT_PRIORITY = 10
 DEFAULT_MAX_RETRIES = 5
 DEFAULT_TIMEOUT = 0
 DEFAULT_CHANNEL = "root"
+OVERDUE_SECONDS = 300
+"""A pending job that has been due for longer is overdue."""
 
 WAITING = "waiting"
 PENDING = "pending"

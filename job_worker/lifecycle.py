@@ -11,6 +11,10 @@ NOW = "(clock_timestamp() AT TIME ZONE 'UTC')"
 ACTIVE = (WAITING, PENDING, STARTED)
 ENDED = (DONE, FAILED, CANCELLED)
 
+WAKE_UP = "queue_job_wake_up"
+"""Channel on which idle workers are woken."""
+MAX_NOTIFICATION_BYTES = 7000
+
 FIRST_BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = 3600
 
@@ -41,6 +45,13 @@ _DUE_NOW = f"is_due = (scheduled_at IS NULL OR scheduled_at <= {NOW})"
 _AFTER_DELAY = (
     f"scheduled_at = CASE WHEN %(delay)s > 0 THEN {NOW} + make_interval(secs => %(delay)s) END, is_due = (%(delay)s <= 0)"
 )
+# Failures of a kind have the same group; 52 bits fit into a number of a web client.
+_ERROR_GROUP = (
+    "error_class = {error_class}, error_place = {error_place}, error_group ="
+    " hashtextextended(concat_ws(' ', model_name, method_name, {error_class}, {error_place}), 0) & 4503599627370495"
+)
+_RAISED = _ERROR_GROUP.format(error_class="%(error_class)s::varchar", error_place="%(error_place)s::varchar")
+_NOT_RAISED = _ERROR_GROUP.format(error_class="NULL", error_place="NULL")
 _RAN = f"started_at = {NOW} - make_interval(secs => %(duration)s), duration = %(duration)s"
 
 TRANSITIONS = {
@@ -59,7 +70,8 @@ TRANSITIONS = {
     "fail": Transition(
         (STARTED,),
         FAILED,
-        f"{_RAN}, completed_at = {NOW}, attempts = %(attempts)s, exc_info = %(exc_info)s, scheduled_at = NULL",
+        f"{_RAN}, completed_at = {NOW}, attempts = %(attempts)s, exc_info = %(exc_info)s, scheduled_at = NULL,"
+        f" {_RAISED}",
     ),
     "give_back": Transition((STARTED,), PENDING, f"{_UNCLAIMED}, is_due = true"),
     "postpone": Transition(
@@ -70,7 +82,7 @@ TRANSITIONS = {
     # by what happened to the parents
     "promote": Transition((WAITING,), PENDING, f"ended_by_id = NULL, {_DUE_NOW}"),
     "block": Transition(
-        (WAITING,), FAILED, f"ended_by_id = %(parent_id)s, completed_at = {NOW}, exc_info = %(exc_info)s"
+        (WAITING,), FAILED, f"ended_by_id = %(parent_id)s, completed_at = {NOW}, exc_info = %(exc_info)s, {_NOT_RAISED}"
     ),
     "drop": Transition(
         (WAITING, PENDING, FAILED), CANCELLED, f"ended_by_id = %(parent_id)s, completed_at = NULL, cancelled_at = {NOW}"
@@ -87,7 +99,8 @@ TRANSITIONS = {
     "set_failed": Transition(
         (WAITING, PENDING, CANCELLED),
         FAILED,
-        f"ended_by_id = NULL, completed_at = {NOW}, cancelled_at = NULL, scheduled_at = NULL, exc_info = %(exc_info)s",
+        f"ended_by_id = NULL, completed_at = {NOW}, cancelled_at = NULL, scheduled_at = NULL, exc_info = %(exc_info)s,"
+        f" {_NOT_RAISED}",
     ),
     "cancel": Transition(
         (WAITING, PENDING, FAILED), CANCELLED, f"ended_by_id = NULL, completed_at = NULL, cancelled_at = {NOW}"
@@ -122,17 +135,29 @@ def move(cr, name, ids, *, claim_seq=None, **params):
     :return: ids of the jobs that moved
     :rtype: list[int]
     """
-    sql = _MOVE[name] + (_FENCE if claim_seq is not None else "") + " RETURNING id"
+    sql = _MOVE[name] + (_FENCE if claim_seq is not None else "") + " RETURNING id, channel, priority"
     cr.execute(sql, {"ids": list(ids), "claim_seq": claim_seq, **params})
-    moved = [row[0] for row in cr.fetchall()]
+    moved = cr.fetchall()
     if moved and TRANSITIONS[name].target == PENDING:
-        wake_workers(cr)
-    return moved
+        wake_workers(cr, ((channel, priority, job_id) for job_id, channel, priority in moved))
+    return [row[0] for row in moved]
 
 
-def wake_workers(cr):
-    """Wake idle workers at the commit of this transaction; PostgreSQL folds repeated calls into one."""
-    cr.execute("NOTIFY queue_job_wake_up")
+def wake_workers(cr, claimable=()):
+    """Wake idle workers at the commit of this transaction.
+
+    The notification tells where to look: a line for each channel with its best job, as channel, priority and id with
+    tabs between. Without lines, the workers look everywhere.
+
+    :param claimable: ``(channel, priority, id)`` of jobs that became claimable
+    """
+    best = {}
+    for channel, *key in claimable:
+        best[channel] = min(best.get(channel, key), key)
+    lines = "\n".join(f"{channel}\t{priority}\t{job_id}" for channel, (priority, job_id) in best.items())
+    if len(lines.encode()) > MAX_NOTIFICATION_BYTES or any(set("\t\n\r") & set(channel) for channel in best):
+        lines = ""
+    cr.execute("SELECT pg_notify(%s, %s)", (WAKE_UP, lines))
 
 
 @dataclass(frozen=True)

@@ -4,26 +4,84 @@ The functions take a cursor of Odoo or of psycopg2. Each statement names the ind
 primary key.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from .lifecycle import ACTIVE, ENDED, NOW, TRANSITIONS
+from odoo.tools import SQL
 
-# The order of claims: as queue_job_claim_idx has it.
-_RANK = "COALESCE(scheduled_at, '-infinity'::timestamp)"
-_CLAIMABLE = "state = 'pending' AND is_due"
-_LOCK_SPACE = 0x6A6F62  # "job": first key of our advisory locks
+from .lifecycle import ACTIVE, ENDED, NOW, TRANSITIONS, WAKE_UP
+
+def prepared_statement(name, sql, types):
+    """A statement with named parameters in three forms.
+
+    :param str sql: with ``%(…)s``
+    :param dict types: type of each parameter
+    :return: ``(PREPARE, EXECUTE, the plain statement with its parameters cast)``
+    """
+    places = {parameter: f"${place}" for place, parameter in enumerate(types, 1)}
+    casts = {parameter: f"%({parameter})s::{kind}" for parameter, kind in types.items()}
+    return (
+        f"PREPARE {name}({', '.join(types.values())}) AS {sql % places}",
+        f"EXECUTE {name}({', '.join(casts.values())})",
+        sql % casts,
+    )
+
+
+# --- connections and tables -------------------------------------------------------------------------------------------
+
+def listen(cr):
+    """Receive :func:`wake_workers` on this connection."""
+    cr.execute(f"LISTEN {WAKE_UP}")
+
+
+def read_committed(cr):
+    """Let each statement of this transaction, which has had none yet, see what was committed before it."""
+    cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
+def prepare_job_table(cr):
+    """What the ORM does not make: the numbers of claims, and settings of the table."""
+    cr.execute("CREATE SEQUENCE IF NOT EXISTS queue_job_claim_seq")
+    # Every job is three row versions within seconds: vacuum by churn, not by a share of the history.
+    cr.execute(
+        "ALTER TABLE queue_job SET (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 2000,"
+        " autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02,"
+        " autovacuum_vacuum_cost_delay = 1)"
+    )
+
+
+def prepare_limit_table(cr):
+    """The starts of throttled channels, written at every claim: apart from the record that people edit, so that the two
+    never conflict.
+    """
+    cr.execute(
+        "CREATE TABLE IF NOT EXISTS queue_limit_starts ("
+        " limit_id integer PRIMARY KEY REFERENCES queue_limit ON DELETE CASCADE,"
+        " starts timestamp[] NOT NULL) WITH (fillfactor = 50)"
+    )
+
+
+class OdooCursor:
+    """What Odoo's registry needs of a cursor to compare its sequences, on a cursor of psycopg2."""
+
+    def __init__(self, cr):
+        self._cr = cr
+        self.fetchone = cr.fetchone
+
+    def execute(self, query):
+        self._cr.execute(query.code, query.params)
+
 
 # --- storing ---------------------------------------------------------------------------------------------------------
 
-_INSERT_COLUMNS = (
+INSERT_COLUMNS = (
     "id", "uuid", "name", "state", "payload", "channel", "priority", "identity_key", "user_id", "company_id",
     "scheduled_at", "is_due", "attempts", "max_retries", "timeout", "parent_id", "graph_uuid", "run_on_failure",
-    "model_name", "method_name", "cancel_requested", "database_failures", "create_uid", "create_date", "write_uid",
+    "model_name", "method_name", "record_id", "cancel_requested", "database_failures", "create_uid", "create_date", "write_uid",
     "write_date",
 )  # fmt: skip
 _NOW_IN_TRANSACTION = "(now() AT TIME ZONE 'UTC')"
 _INSERT_ROW = (
-    "({id}, %s, %s, %s, %s, %s, %s, %s, %s, %s, {scheduled_at}, {is_due}, 0, %s, %s, %s, %s, %s, %s, %s, false, 0,"
+    "({id}, %s, %s, %s, %s, %s, %s, %s, %s, %s, {scheduled_at}, {is_due}, 0, %s, %s, %s, %s, %s, %s, %s, %s, false, 0,"
     f" %s, {_NOW_IN_TRANSACTION}, %s, {_NOW_IN_TRANSACTION}"
 )
 # Does nothing where the key is taken by a job this transaction sees, fails to serialise where it does not see it.
@@ -50,7 +108,7 @@ def insert_jobs(cr, rows):
         job_sql, job_params = _insert_row(row, extra_columns)
         tuples.append(job_sql)
         params += job_params
-    columns = ", ".join(f'"{name}"' for name in (*_INSERT_COLUMNS, *extra_columns))
+    columns = ", ".join(f'"{name}"' for name in (*INSERT_COLUMNS, *extra_columns))
     keyed = any(row["identity_key"] for row in rows)
     cr.execute(
         f"INSERT INTO queue_job ({columns}) VALUES {', '.join(tuples)}"
@@ -85,7 +143,7 @@ def _insert_row(row, extra_columns):
             is_due = f"%s <= {NOW}" if isinstance(moment, datetime) else "%s <= 0"
             params.append(moment or delay)
     params += [row["max_retries"], row["timeout"], row["parent_id"], row["graph_uuid"], row["run_on_failure"]]
-    params += [row["model_name"], row["method_name"], row["create_uid"], row["create_uid"]]
+    params += [row["model_name"], row["method_name"], row["record_id"], row["create_uid"], row["create_uid"]]
     sql = _INSERT_ROW.format(id=job_id, scheduled_at=scheduled_at, is_due=is_due)
     for name in extra_columns:
         extra = row.get("extra", {})
@@ -196,139 +254,6 @@ def waiting_jobs(cr, after_id, count):
 
 # --- claiming --------------------------------------------------------------------------------------------------------
 
-# Starts a throttled channel may have in a window: for less than one a second, the window grows instead. The 20 ms more
-# than the second cover the way from the claim to the job's first line.
-_RATE_CAP = "greatest(floor(rate_limit), 1)"
-_RATE_WINDOW = "make_interval(secs => greatest(1, 1 / nullif(rate_limit, 0)) + 0.02)"
-_RECENT_STARTS = f"(SELECT count(*) FROM unnest(starts) start WHERE start > {NOW} - {_RATE_WINDOW})"
-
-# One row: seconds until something becomes due, channels locked for claiming, whether another worker holds one of them.
-# The heads of the channels, found by skipping from channel to channel through queue_job_claim_idx, are enough to know
-# which channels the best jobs are in. Running jobs are counted in queue_job_running_idx, and counted again once the
-# channel is locked. next_due: queue_job_due_idx.
-_OPEN_CHANNELS = f"""
-WITH RECURSIVE head AS (
-    (SELECT channel, priority, {_RANK} AS rank, id FROM queue_job WHERE {_CLAIMABLE}
-      ORDER BY channel, priority, {_RANK}, id LIMIT 1)
-    UNION ALL
-    SELECT next.* FROM head CROSS JOIN LATERAL (
-        SELECT channel, priority, {_RANK}, id FROM queue_job WHERE {_CLAIMABLE} AND channel > head.channel
-         ORDER BY channel, priority, {_RANK}, id LIMIT 1) next
-), candidate AS (
-    SELECT best.channel, COALESCE(rate_limit, 0) AS rate_limit, starts
-      FROM (SELECT * FROM head ORDER BY priority, rank, id OFFSET 0) best
-      LEFT JOIN queue_limit ON queue_limit.name = best.channel
-      LEFT JOIN queue_limit_starts ON limit_id = queue_limit.id
-     WHERE COALESCE("limit", 1) > (
-           SELECT count(*) FROM queue_job running WHERE running.state = 'started' AND running.channel = best.channel)
-), open AS (
-    SELECT channel, throttled, pg_try_advisory_xact_lock({_LOCK_SPACE}, hashtext(channel)) AS locked
-      FROM (SELECT channel, rate_limit > 0 AS throttled FROM candidate WHERE rate_limit = 0 OR COALESCE({_RECENT_STARTS}, 0) < {_RATE_CAP}
-             LIMIT %(count)s) free
-)
-SELECT extract(epoch FROM least(
-           (SELECT min(scheduled_at) FROM queue_job WHERE state = 'pending' AND NOT is_due),
-           (SELECT min(starts[greatest(array_length(starts, 1) - {_RATE_CAP}::int + 1, 1)] + {_RATE_WINDOW})
-              FROM candidate WHERE rate_limit > 0 AND {_RECENT_STARTS} >= {_RATE_CAP})
-       ) - {NOW})::float,
-       ARRAY(SELECT channel FROM open WHERE locked),
-       ARRAY(SELECT channel FROM open WHERE locked AND throttled),
-       EXISTS (SELECT FROM open WHERE NOT locked),
-       EXISTS (SELECT FROM queue_worker WHERE name = %(worker_id)s AND state != 'dead'),
-       EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))
-"""
-
-
-def open_channels(cr, worker_id, count):
-    """Lock the channels that the best ``count`` jobs are in, without waiting, until the end of the transaction.
-
-    Whoever holds a channel's lock is the only one that claims in it. The count of its running jobs is right only in a
-    statement that begins after the lock was taken, at READ COMMITTED: :func:`claim`.
-
-    :return: ``(seconds until a scheduled job or a throttled channel is due or None, locked channels, those of them that
-        are throttled, whether another worker held one, whether this worker still counts as alive, whether modules are being installed or upgraded)``
-    """
-    cr.execute(_OPEN_CHANNELS, {"worker_id": worker_id, "count": count})
-    return cr.fetchone()
-
-
-# The seats of each locked channel, the best jobs that fit in them, then the rows themselves, unless somebody is changing
-# them. Index: queue_job_claim_idx, from its first live entry in each channel.
-_CLAIM = f"""
-WITH channel AS (
-    SELECT locked.name, COALESCE(rate_limit, 0) AS rate_limit,
-           COALESCE("limit", 1) - (SELECT count(*) FROM queue_job running
-                                    WHERE running.state = 'started' AND running.channel = locked.name) AS seats,
-           CASE WHEN rate_limit > 0 THEN {_RATE_CAP} - COALESCE({_RECENT_STARTS}, 0) ELSE %(count)s END AS starts_left
-      FROM unnest(%(channels)s::text[]) locked(name)
-      LEFT JOIN queue_limit ON queue_limit.name = locked.name
-      LEFT JOIN queue_limit_starts ON limit_id = queue_limit.id
-), best AS (
-    SELECT job.id
-      FROM channel
-     CROSS JOIN LATERAL (
-           SELECT id, priority, {_RANK} AS rank FROM queue_job WHERE {_CLAIMABLE} AND queue_job.channel = channel.name
-            ORDER BY channel, priority, {_RANK}, id
-            -- ahead of a free thread only where seats abound and starts are not counted
-            LIMIT greatest(0, least(seats, starts_left,
-                CASE WHEN rate_limit = 0 AND seats >= 4 * %(count)s THEN %(count)s ELSE %(free)s END))
-           ) job
-     ORDER BY job.priority, job.rank, job.id
-     LIMIT %(count)s
-), locked AS MATERIALIZED (
-    SELECT id FROM queue_job WHERE id IN (SELECT id FROM best) AND state = 'pending'
-     ORDER BY priority, {_RANK}, id FOR NO KEY UPDATE SKIP LOCKED
-)
-UPDATE queue_job job SET {TRANSITIONS['claim'].set_clause}
-  FROM locked WHERE job.id = locked.id
-RETURNING job.id, job.claim_seq, job.uuid, job.payload, job.user_id, job.company_id, job.channel, job.priority,
-          job.attempts, job.max_retries, job.timeout, job.database_failures, job.exc_info,
-          extract(epoch FROM {NOW} - job.create_date)::float AS age
-"""
-
-
-def claim(cr, worker_id, channels, free, count):
-    """Start the best jobs of locked channels for a worker.
-
-    :param channels: what :func:`open_channels` locked in this transaction
-    :param int free: jobs the worker can run at once now
-    :param int count: jobs to claim at most; what goes beyond ``free`` is claimed ahead
-    :return: rows as :class:`~.worker.executor.Claim` takes them, in the order they were claimed
-    """
-    cr.execute(_CLAIM, {"worker_id": worker_id, "channels": channels, "free": free, "count": count})
-    return sorted(cr.fetchall(), key=lambda row: row[1])
-
-
-def record_starts(cr, channels):
-    """Remember the starts just claimed in throttled channels; ``channels`` has one name for each start; by key."""
-    cr.execute(
-        f"""
-        INSERT INTO queue_limit_starts AS known (limit_id, starts)
-        SELECT id, array_agg({NOW}) FROM queue_limit JOIN unnest(%s::text[]) start(channel) ON name = start.channel
-         WHERE rate_limit > 0 GROUP BY id
-        ON CONFLICT (limit_id) DO UPDATE
-           SET starts = (SELECT array_agg(start ORDER BY start) FROM unnest(known.starts || excluded.starts) start
-                          WHERE start > {NOW} - (SELECT {_RATE_WINDOW} FROM queue_limit WHERE id = known.limit_id))
-        """,
-        (list(channels),),
-    )
-
-
-def mark_due(cr):
-    """Make pending jobs claimable whose schedule has come; index: queue_job_due_idx.
-
-    :return: how many there were
-    """
-    cr.execute(
-        f"""
-        UPDATE queue_job SET is_due = true
-         WHERE id IN (SELECT id FROM queue_job WHERE state = 'pending' AND NOT is_due AND scheduled_at <= {NOW}
-                       ORDER BY scheduled_at LIMIT 1000 FOR NO KEY UPDATE SKIP LOCKED)
-        """
-    )
-    return cr.rowcount
-
-
 def refresh_due(cr, ids):
     """After a change of the schedule of pending jobs: whether they are claimable now; by key."""
     cr.execute(
@@ -338,31 +263,53 @@ def refresh_due(cr, ids):
     )
 
 
+def put_first(cr, ids):
+    """Make pending jobs the next of their channels; by key and queue_job_claim_idx.
+
+    :return: ids of the pending ones
+    """
+    cr.execute(
+        f"""
+        UPDATE queue_job job
+           SET scheduled_at = NULL, is_due = true,
+               priority = least(priority, (SELECT priority - 1 FROM queue_job head
+                                            WHERE head.state = 'pending' AND head.is_due AND head.channel = job.channel
+                                            ORDER BY channel, priority, {_RANK}, id LIMIT 1))
+         WHERE id = ANY(%s) AND state = 'pending'
+        RETURNING id
+        """,
+        (list(ids),),
+    )
+    moved = [row[0] for row in cr.fetchall()]
+    wake_workers(cr)
+    return moved
+
+
 # --- running ---------------------------------------------------------------------------------------------------------
+
+
+BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ"
+
+# The end of a successful attempt, by key. If the attempt does not own the job any more there is no row, and the division
+# by their number fails: what follows in the same string, the COMMIT, is not reached then.
+_FINISH = f"""
+WITH finished AS (
+    UPDATE queue_job SET {TRANSITIONS["finish"].set_clause}
+     WHERE id = %(id)s AND state = 'started' AND claim_seq = %(claim_seq)s AND NOT cancel_requested
+    RETURNING id
+) SELECT 1 / count(*) FROM finished
+"""
+PREPARE_FINISH, EXECUTE_FINISH, FINISH = prepared_statement(
+    "job_worker_finish", _FINISH, {"id": "int", "claim_seq": "bigint", "result": "jsonb", "duration": "float8"}
+)
 
 
 def finish(cr, claim_seq, job_id, result, duration):
     """End an attempt as done, in the job's own transaction; by key.
 
-    :return: whether jobs may wait for this one, or ``None`` if the attempt does not own the job any more
+    :raise psycopg2.errors.DivisionByZero: the attempt does not own the job any more
     """
-    cr.execute(
-        f"""
-        UPDATE queue_job job SET {TRANSITIONS['finish'].set_clause}
-         WHERE id = %(id)s AND state = 'started' AND claim_seq = %(claim_seq)s AND NOT cancel_requested
-        RETURNING EXISTS (SELECT FROM queue_job child WHERE child.parent_id = job.id)
-               OR EXISTS (SELECT FROM queue_job_dependency_rel WHERE dependency_id = job.id)
-        """,
-        {"id": job_id, "claim_seq": claim_seq, "result": result, "duration": duration},
-    )
-    row = cr.fetchone()
-    return row[0] if row else None
-
-
-def seconds_since(cr, moment):
-    """Seconds from ``moment``, naive UTC, to the database's clock."""
-    cr.execute(f"SELECT extract(epoch FROM {NOW} - %s)::float", (moment,))
-    return cr.fetchone()[0]
+    cr.execute(FINISH, {"id": job_id, "claim_seq": claim_seq, "result": result, "duration": duration})
 
 
 def lock_attempt(cr, claim_seq, job_id):
@@ -444,6 +391,14 @@ def beat(cr, name, state, running_jobs, memory):
     return row[0] if row else None
 
 
+def count_workers_alive(cr):
+    """Number of workers that gave a sign of life within the last minute."""
+    cr.execute(
+        f"SELECT count(*) FROM queue_worker WHERE state != 'dead' AND last_heartbeat > {NOW} - interval '60 seconds'"
+    )
+    return cr.fetchone()[0]
+
+
 def unregister_worker(cr, name):
     """Remove the row of a worker that ends."""
     cr.execute("DELETE FROM queue_worker WHERE name = %s", (name,))
@@ -451,18 +406,41 @@ def unregister_worker(cr, name):
 
 def bury_workers(cr, stale_after_seconds, name=None):
     """Mark workers as dead: those whose heartbeat is too old, or the one called ``name``; forget those dead for a day."""
+    # One whose row is locked is just reporting, or was frozen while it did: don't wait for it.
     cr.execute(
-        f"UPDATE queue_worker SET state = 'dead' WHERE state != 'dead'"
-        f" AND (name = %s OR last_heartbeat < {NOW} - make_interval(secs => %s))",
+        f"UPDATE queue_worker SET state = 'dead' WHERE id IN ("
+        f"SELECT id FROM queue_worker WHERE state != 'dead'"
+        f" AND (name = %s OR last_heartbeat < {NOW} - make_interval(secs => %s)) FOR NO KEY UPDATE SKIP LOCKED)",
         (name, stale_after_seconds),
     )
     cr.execute(f"DELETE FROM queue_worker WHERE state = 'dead' AND last_heartbeat < {NOW} - interval '1 day'")
+
+
+def upkeep_due(cr, stale_after_seconds):
+    """Whether there is something to recover, and whether there are waiting jobs to look after.
+
+    Indexes: queue_job_running_idx, queue_job_waiting_idx.
+    """
+    cr.execute(
+        f"""
+        SELECT EXISTS (SELECT FROM queue_worker WHERE state != 'dead'
+                          AND last_heartbeat < {NOW} - make_interval(secs => %(stale)s))
+            OR EXISTS (SELECT FROM queue_job running LEFT JOIN queue_worker worker ON worker.name = running.worker_id
+                        WHERE running.state = 'started' AND COALESCE(worker.state, 'dead') = 'dead'
+                          AND (running.worker_id IS NOT NULL
+                               OR running.started_at < {NOW} - make_interval(secs => %(stale)s))),
+               EXISTS (SELECT FROM queue_job WHERE state = 'waiting')
+        """,
+        {"stale": stale_after_seconds},
+    )
+    return cr.fetchone()
 
 
 def orphaned_jobs(cr, stale_after_seconds, count):
     """Lock jobs whose worker is dead or unknown; index: queue_job_running_idx.
 
     A worker runs what it claimed in the order it claimed it, so of its jobs only the first ``slots`` can have begun.
+    Those come last, so that they still are the first ones when ``count`` cuts the list.
 
     :return: ``(id, claim_seq, worker, begun, attempts, max_retries, cancel_requested, exc_info, duration)`` of each
     """
@@ -479,7 +457,7 @@ def orphaned_jobs(cr, stale_after_seconds, count):
                    AND (running.worker_id IS NOT NULL
                         OR running.started_at < {NOW} - make_interval(secs => %(stale)s))) orphan
           JOIN queue_job job ON job.id = orphan.id AND job.state = 'started'
-         ORDER BY job.id LIMIT %(count)s
+         ORDER BY orphan.begun, job.id LIMIT %(count)s
            FOR NO KEY UPDATE OF job SKIP LOCKED
         """,
         {"stale": stale_after_seconds, "count": count},
@@ -539,3 +517,421 @@ def addon_is_installed(cr):
         return False
     cr.execute("SELECT FROM ir_module_module WHERE name = 'job_worker' AND state IN ('installed', 'to upgrade')")
     return bool(cr.rowcount)
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+def write_progress(cr, job_uuid, attempt, done, total, message):
+    """Write how far a running attempt has come; the first time through queue_job_running_idx, then by key.
+
+    Called on a connection of its own: nothing here waits for a lock longer than a moment, or for the disk.
+
+    :param str job_uuid: the job
+    :param attempt: what the previous call for the same attempt returned, or ``None``
+    :return: the attempt, as ``(job id, claim_seq)``, or ``None`` if the job is not seen running
+    """
+    cr.execute("SET LOCAL lock_timeout = '200ms'; SET LOCAL synchronous_commit = off")
+    condition = "id = %(id)s AND claim_seq = %(claim_seq)s" if attempt else "state = 'started' AND uuid = %(uuid)s"
+    job_id, claim_seq = attempt or (None, None)
+    cr.execute(
+        f"INSERT INTO queue_job_progress AS known (job_id, claim_seq, done, total, message, updated_at)"
+        f" SELECT id, claim_seq, %(done)s, %(total)s, %(message)s, {NOW} FROM queue_job"
+        f"  WHERE {condition}"
+        " ON CONFLICT (job_id) DO UPDATE SET claim_seq = excluded.claim_seq, done = excluded.done,"
+        " total = excluded.total, message = excluded.message, updated_at = excluded.updated_at"
+        " RETURNING job_id, claim_seq",
+        {"id": job_id, "claim_seq": claim_seq, "uuid": job_uuid, "done": done, "total": total, "message": message},
+        log_exceptions=False,
+    )
+    return cr.fetchone()
+
+
+def progress_of(cr, ids):
+    """Progress of the latest attempts of jobs; by key and queue_job_progress's (job_id).
+
+    :return: ``{job id: (done, total, message, updated_at)}``
+    """
+    cr.execute(
+        "SELECT job_id, done, total, message, updated_at FROM queue_job_progress progress"
+        "  JOIN queue_job job ON job.id = job_id AND job.claim_seq = progress.claim_seq WHERE job_id = ANY(%s)",
+        (list(ids),),
+    )
+    return {job_id: values for job_id, *values in cr.fetchall()}
+
+
+# --- display ---------------------------------------------------------------------------------------------------------
+
+
+def jobs_with_children(cr, ids):
+    """Of ``ids``, those that other jobs wait for; indexes: parent_id, the relation's (dependency_id)."""
+    cr.execute(
+        "SELECT parent_id FROM queue_job WHERE parent_id = ANY(%(ids)s)"
+        " UNION SELECT dependency_id FROM queue_job_dependency_rel WHERE dependency_id = ANY(%(ids)s)",
+        {"ids": list(ids)},
+    )
+    return {row[0] for row in cr.fetchall()}
+
+
+def graph_around(cr, job_id, count):
+    """The jobs connected with a job, and those stored with it, the nearest first; by key, parent_id, graph_uuid and the
+    relation's indexes.
+
+    :param int count: jobs to return at most
+    :return: ``({job id: state}, [(parent ids, ids of the jobs that wait for all of them)])``
+    """
+    cr.execute(
+        """
+        WITH RECURSIVE near(id) AS (
+            SELECT %(id)s
+            UNION
+            SELECT edge.id FROM near CROSS JOIN LATERAL (
+                SELECT parent_id AS id FROM queue_job WHERE id = near.id AND parent_id IS NOT NULL
+                UNION ALL SELECT id FROM queue_job WHERE parent_id = near.id
+                UNION ALL SELECT dependency_id FROM queue_job_dependency_rel WHERE job_id = near.id
+                UNION ALL SELECT job_id FROM queue_job_dependency_rel WHERE dependency_id = near.id) edge
+        ), node AS (
+            (SELECT id FROM near LIMIT %(count)s)
+            UNION
+            (SELECT id FROM queue_job WHERE graph_uuid = (SELECT graph_uuid FROM queue_job WHERE id = %(id)s)
+              ORDER BY id LIMIT %(count)s)
+        )
+        SELECT id, state FROM queue_job WHERE id IN (SELECT id FROM node) ORDER BY id LIMIT %(count)s
+        """,
+        {"id": job_id, "count": count},
+    )
+    states = dict(cr.fetchall())
+    cr.execute(
+        """
+        SELECT parents, array_agg(child_id ORDER BY child_id)
+          FROM (SELECT child_id, array_agg(parent_id ORDER BY parent_id) AS parents
+                  FROM (SELECT id AS child_id, parent_id FROM queue_job
+                         WHERE id = ANY(%(ids)s) AND parent_id = ANY(%(ids)s)
+                        UNION
+                        SELECT job_id, dependency_id FROM queue_job_dependency_rel
+                         WHERE job_id = ANY(%(ids)s) AND dependency_id = ANY(%(ids)s)) edge
+                 GROUP BY child_id) child
+         GROUP BY parents ORDER BY parents
+        """,
+        {"ids": list(states)},
+    )
+    return states, cr.fetchall()
+
+
+# --- dashboard -------------------------------------------------------------------------------------------------------
+#
+# What people see of the queue. ``jobs`` is the query of the jobs they may see (``queue.job._search([])``): its rules are
+# part of every statement. Backlogs are looked at up to a bound; where that cuts off, numbers are "at least". The bound
+# is on the rows looked at, not on those that pass the rules, so that it holds for who sees few of many jobs, too. The
+# time is that of the transaction, as a constant: only so the planner knows how little "since a second ago" is. Plans with
+# a million jobs: docs/dashboard-queries.md.
+
+COUNT_LIMIT = 10_000
+_BACKLOG_ROWS = 10_000
+_DUE_SINCE = SQL("COALESCE(scheduled_at, create_date)")
+_ENDED_AT = SQL("COALESCE(completed_at, cancelled_at)")
+
+
+def ended_at(alias, operator, value):
+    """Condition on when jobs ended, that queue_job_ended_idx serves.
+
+    :rtype: SQL
+    """
+    columns = SQL.identifier(alias, "completed_at"), SQL.identifier(alias, "cancelled_at")
+    return SQL("COALESCE(%s, %s) %s %s", *columns, SQL(operator), value)
+
+
+def _visible(jobs):
+    return jobs.where_clause or SQL("TRUE")
+
+
+def backlog_by_channel(cr, jobs, overdue_seconds):
+    """Jobs that are due, by channel: up to 10,000 of each, fewer where channels are many; index: queue_job_claim_idx.
+
+    :return: ``(channel, count, whether there may be more, seconds the oldest has waited, overdue)`` of each
+    """
+    rules = _visible(jobs)
+    cr.execute(
+        SQL(
+            """
+            WITH RECURSIVE known(name) AS (
+                (SELECT channel FROM queue_job WHERE state = 'pending' AND is_due ORDER BY channel LIMIT 1)
+                UNION ALL
+                SELECT next.channel FROM known CROSS JOIN LATERAL (
+                    SELECT channel FROM queue_job WHERE state = 'pending' AND is_due AND channel > known.name
+                     ORDER BY channel LIMIT 1) next
+            ), bound AS (
+                SELECT greatest(least(%(rows)s / count(*), %(limit)s) / 1000 * 1000, 1000) AS rows FROM known
+            )
+            SELECT name, visible, looked_at = rows, oldest, overdue
+              FROM known CROSS JOIN bound CROSS JOIN LATERAL (
+                   WITH queue_job AS (SELECT * FROM queue_job WHERE state = 'pending' AND is_due AND channel = known.name
+                                       LIMIT bound.rows)
+                   SELECT count(*) AS looked_at,
+                          count(*) FILTER (WHERE %(rules)s) AS visible,
+                          extract(epoch FROM %(now)s - min(%(since)s) FILTER (WHERE %(rules)s))::float AS oldest,
+                          count(*) FILTER (WHERE %(rules)s
+                                             AND %(since)s < %(now)s - make_interval(secs => %(late)s)) AS overdue
+                     FROM %(jobs)s) backlog
+             WHERE visible > 0
+            """,
+            rows=_BACKLOG_ROWS,
+            limit=COUNT_LIMIT,
+            rules=rules,
+            now=cr.now(),
+            since=_DUE_SINCE,
+            late=overdue_seconds,
+            jobs=jobs.from_clause,
+        )
+    )
+    return cr.fetchall()
+
+
+def scheduled_by_channel(cr, jobs, overdue_seconds):
+    """Jobs with a schedule that no worker has taken note of yet, by channel; index: queue_job_due_idx.
+
+    :return: ``(channel, due by now, to come, whether there may be more, seconds the oldest has waited, overdue)`` of each
+    """
+    cr.execute(
+        SQL(
+            """
+            WITH queue_job AS (SELECT * FROM queue_job WHERE state = 'pending' AND NOT is_due
+                                ORDER BY scheduled_at LIMIT %(limit)s),
+                 total AS (SELECT count(*) AS looked_at FROM queue_job)
+            SELECT channel,
+                   count(*) FILTER (WHERE scheduled_at <= %(now)s),
+                   count(*) FILTER (WHERE scheduled_at > %(now)s),
+                   (SELECT looked_at >= %(limit)s FROM total),
+                   greatest(extract(epoch FROM %(now)s - min(scheduled_at)), 0)::float,
+                   count(*) FILTER (WHERE scheduled_at < %(now)s - make_interval(secs => %(late)s))
+              FROM %(jobs)s WHERE %(rules)s
+             GROUP BY channel
+            """,
+            limit=COUNT_LIMIT,
+            now=cr.now(),
+            late=overdue_seconds,
+            jobs=jobs.from_clause,
+            rules=_visible(jobs),
+        )
+    )
+    return cr.fetchall()
+
+
+def running_by_channel(cr, jobs, grace_seconds):
+    """Running jobs by channel, and those of them that seem stuck: their worker gives no sign of life, or they are
+    ``grace_seconds`` over their timeout; index: queue_job_running_idx.
+
+    :return: ``(channel, count, ids of the stuck ones or None)`` of each
+    """
+    cr.execute(
+        SQL(
+            """
+            SELECT channel, count(*), array_agg("queue_job".id) FILTER (WHERE
+                   (worker_id IS NOT NULL AND NOT EXISTS (
+                       SELECT FROM queue_worker worker WHERE worker.name = worker_id AND worker.state != 'dead'
+                          AND worker.last_heartbeat > %(now)s - interval '60 seconds'))
+                   OR (timeout > 0 AND started_at + make_interval(secs => timeout + %(grace)s) < %(now)s))
+              FROM %(jobs)s WHERE state = 'started' AND %(rules)s
+             GROUP BY channel
+            """,
+            grace=grace_seconds,
+            now=cr.now(),
+            jobs=jobs.from_clause,
+            rules=_visible(jobs),
+        )
+    )
+    return cr.fetchall()
+
+
+def _count_up_to_limit(cr, jobs, condition):
+    """Count visible jobs among the first 10,000 that meet a condition.
+
+    :return: ``(count, whether there may be more)``
+    """
+    cr.execute(
+        SQL(
+            """
+            WITH queue_job AS (SELECT * FROM queue_job WHERE %s LIMIT %s)
+            SELECT count(*) FILTER (WHERE %s), count(*) >= %s FROM %s
+            """,
+            condition,
+            COUNT_LIMIT,
+            _visible(jobs),
+            COUNT_LIMIT,
+            jobs.from_clause,
+        )
+    )
+    return cr.fetchone()
+
+
+def count_waiting(cr, jobs):
+    """Jobs that wait for others: ``(count, whether there may be more)``; index: queue_job_waiting_idx."""
+    return _count_up_to_limit(cr, jobs, SQL("state = 'waiting'"))
+
+
+def count_failed(cr, jobs):
+    """Failed jobs: ``(count, whether there may be more)``; index: queue_job_ended_idx."""
+    return _count_up_to_limit(cr, jobs, SQL("state = 'failed'"))
+
+
+def count_poison(cr, jobs):
+    """Jobs in whose attempts a worker died and that have not succeeded; index: queue_job_attempt_died_idx, then by key.
+
+    :return: ``(count, whether there may be more)``
+    """
+    return _count_up_to_limit(
+        cr,
+        jobs,
+        SQL(
+            "id IN (SELECT job_id FROM queue_job_attempt WHERE outcome = 'died')"
+            " AND state IN ('waiting', 'pending', 'started', 'failed')"
+        ),
+    )
+
+
+def ends_by_bucket(cr, jobs, begin, step_seconds, buckets):
+    """Jobs done and failed in each of a row of equal spans of time; index: queue_job_ended_idx, without the table.
+
+    :param begin: naive UTC
+    :return: ``(number of the span, done, failed)`` of each
+    """
+
+    def ended(state):
+        return SQL(
+            "(SELECT count(*) FROM %(jobs)s WHERE %(rules)s AND state = %(state)s AND %(at)s >= span.begin"
+            " AND %(at)s < span.begin + make_interval(secs => %(step)s))",
+            jobs=jobs.from_clause,
+            rules=_visible(jobs),
+            state=SQL(f"'{state}'"),  # a parameter would hide from the planner that the partial index fits
+            at=_ENDED_AT,
+            step=step_seconds,
+        )
+
+    cr.execute(
+        SQL(
+            """
+            SELECT number, %(done)s, %(failed)s
+              FROM (SELECT number, %(begin)s + number * make_interval(secs => %(step)s) AS begin
+                      FROM generate_series(0, %(last)s) number) span
+            """,
+            done=ended("done"),
+            failed=ended("failed"),
+            begin=begin,
+            step=step_seconds,
+            last=buckets - 1,
+        )
+    )
+    return cr.fetchall()
+
+
+def latency(cr, jobs, begin, sample):
+    """Medians and 95th percentiles, in seconds, of the latest ``sample`` jobs that were done since ``begin``.
+
+    Jobs that had to wait for others count for their run time only; index: queue_job_ended_idx.
+
+    :return: ``(jobs looked at, wait p50, wait p95, run p50, run p95)``
+    """
+    cr.execute(
+        SQL(
+            """
+            SELECT count(*),
+                   percentile_cont(0.5) WITHIN GROUP (ORDER BY wait), percentile_cont(0.95) WITHIN GROUP (ORDER BY wait),
+                   percentile_cont(0.5) WITHIN GROUP (ORDER BY run), percentile_cont(0.95) WITHIN GROUP (ORDER BY run)
+              FROM (SELECT duration AS run,
+                           CASE WHEN parent_id IS NULL AND NOT EXISTS (
+                                     SELECT FROM queue_job_dependency_rel WHERE job_id = "queue_job".id)
+                                THEN greatest(extract(epoch FROM started_at - %(since)s)::float, 0) END AS wait
+                      FROM %(jobs)s
+                     WHERE %(rules)s AND state = 'done' AND duration IS NOT NULL AND %(at)s >= %(begin)s
+                     ORDER BY %(at)s DESC LIMIT %(sample)s) latest
+            """,
+            since=_DUE_SINCE,
+            jobs=jobs.from_clause,
+            rules=_visible(jobs),
+            at=_ENDED_AT,
+            begin=begin,
+            sample=sample,
+        )
+    )
+    return cr.fetchone()
+
+
+def ends_by_channel(cr, jobs, seconds):
+    """Jobs done and failed in the last ``seconds``, by channel; of more than 10,000 done ones, the time the latest 10,000
+    took; index: queue_job_ended_idx, without the table.
+
+    :return: ``(channel, done, failed)`` of each
+    """
+    cr.execute(
+        SQL(
+            """
+            SELECT channel, count(*) FILTER (WHERE state = 'done'), count(*) FILTER (WHERE state = 'failed')
+              FROM %(jobs)s
+             WHERE %(rules)s AND state IN ('done', 'failed') AND %(at)s >= greatest(
+                   %(begin)s,
+                   (SELECT %(at)s FROM queue_job WHERE state = 'done' AND %(at)s IS NOT NULL
+                     ORDER BY %(at)s DESC OFFSET %(limit)s LIMIT 1))
+             GROUP BY channel
+            """,
+            jobs=jobs.from_clause,
+            rules=_visible(jobs),
+            at=_ENDED_AT,
+            begin=cr.now() - timedelta(seconds=seconds),
+            limit=COUNT_LIMIT,
+        )
+    )
+    return cr.fetchall()
+
+
+def starts_by_channel(cr, jobs):
+    """Jobs started in the last second, by channel; indexes: queue_job_running_idx, queue_job_ended_idx."""
+    second_ago = cr.now() - timedelta(seconds=1)
+    # The planner does not know how few ended so recently: the order makes it take the index.
+    cr.execute(
+        SQL(
+            """
+            WITH queue_job AS (
+                (SELECT * FROM queue_job %(ended)s AND state = 'done' ORDER BY %(at)s DESC LIMIT %(limit)s)
+                UNION ALL
+                (SELECT * FROM queue_job %(ended)s AND state = 'failed' ORDER BY %(at)s DESC LIMIT %(limit)s)
+                UNION ALL
+                SELECT * FROM queue_job WHERE state = 'started'
+            )
+            SELECT channel, count(*) FROM %(jobs)s WHERE %(rules)s AND started_at > %(ago)s GROUP BY channel
+            """,
+            ended=SQL("WHERE %s > %s", _ENDED_AT, second_ago),
+            at=_ENDED_AT,
+            limit=COUNT_LIMIT,
+            jobs=jobs.from_clause,
+            rules=_visible(jobs),
+            ago=second_ago,
+        )
+    )
+    return dict(cr.fetchall())
+
+
+def slots_taken(cr):
+    """Map names of workers to the number of jobs they have claimed; index: queue_job_running_idx."""
+    cr.execute("SELECT worker_id, count(*) FROM queue_job WHERE state = 'started' GROUP BY worker_id")
+    return dict(cr.fetchall())
+
+
+def error_groups(jobs):
+    """Failed jobs by what failed; index: queue_job_error_group_idx, without the table.
+
+    :return: a query of the columns of ``queue.error.group``
+    :rtype: SQL
+    """
+    return SQL(
+        """
+        SELECT failed.id, failed.last_job_id, failed.jobs, failed.first_seen, failed.last_seen, job.model_name,
+               job.method_name, job.error_class, job.error_place
+          FROM (SELECT min("queue_job".id) AS id, max("queue_job".id) AS last_job_id, count(*) AS jobs,
+                       min(completed_at) AS first_seen, max(completed_at) AS last_seen
+                  FROM %s WHERE state = 'failed' AND %s
+                 GROUP BY error_group) failed
+          JOIN queue_job job ON job.id = failed.last_job_id
+        """,
+        jobs.from_clause,
+        _visible(jobs),
+    )

@@ -6,6 +6,6 @@
     "license": "LGPL-3",
     "author": "job_worker contributors",
     "depends": ["job_worker"],
-    "data": ["security/ir.model.access.csv", "data/queue_limit_data.xml"],
+    "data": ["security/ir.model.access.csv", "data/queue_limit_data.xml", "data/demo_channels.xml"],
     "installable": True,
 }

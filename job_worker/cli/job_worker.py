@@ -1,5 +1,6 @@
 """``odoo-bin job_worker``. Odoo loads this file by itself, without the addon around it: hence the late imports."""
 
+import argparse
 import sys
 
 from odoo.cli import Command
@@ -41,7 +42,9 @@ class JobWorker(Command):
         parser = self.parser
         parser.add_argument("-c", "--config", metavar="FILE", help="Odoo's configuration file")
         parser.add_argument("-d", "--database", metavar="NAMES", help="databases, separated by commas (default: all)")
-        parser.add_argument("--processes", type=_at_least(1), default=1, metavar="N", help="worker processes (default: 1)")
+        parser.add_argument(
+            "--processes", type=_at_least(1), default=1, metavar="N", help="worker processes (default: 1)"
+        )
         parser.add_argument(
             "--concurrency",
             type=_at_least(1),
@@ -49,18 +52,26 @@ class JobWorker(Command):
             help="jobs at once in each process (default: $QUEUE_JOB_CONCURRENCY or 2)",
         )
         seconds = {"type": _seconds, "metavar": "SECONDS"}
-        parser.add_argument("--poll-timeout", default=5.0, help="between looks when nothing wakes it (default: 5)", **seconds)
-        parser.add_argument("--stale-after", default=60.0, help="a worker silent so long is dead (default: 60)", **seconds)
+        parser.add_argument(
+            "--poll-timeout", default=5.0, help="between looks when nothing wakes it (default: 5)", **seconds
+        )
+        parser.add_argument(
+            "--stale-after", default=60.0, help="a worker silent so long is dead (default: 60)", **seconds
+        )
         parser.add_argument("--heartbeat-interval", default=15.0, help="between signs of life (default: 15)", **seconds)
-        parser.add_argument("--max-backoff", default=3600.0, help="longest wait between retries (default: 3600)", **seconds)
+        parser.add_argument(
+            "--max-backoff", default=3600.0, help="longest wait between retries (default: 3600)", **seconds
+        )
         parser.add_argument("--shutdown-timeout", help="give jobs back that still run so long after SIGTERM", **seconds)
-        parser.add_argument("--max-jobs", type=_at_least(0), default=0, metavar="N", help="replace a process after N jobs")
+        parser.add_argument(
+            "--max-jobs", type=_at_least(0), default=0, metavar="N", help="replace a process after N jobs"
+        )
         parser.add_argument("--max-age", default=0.0, help="replace a process after so long", **seconds)
         parser.add_argument("--no-listen", action="store_true", help="poll only, for poolers that know no LISTEN")
         parser.add_argument("--check", action="store_true", help="test configuration and database, start nothing")
         options, others = parser.parse_known_args(args)
-        if options.heartbeat_interval >= options.stale_after:
-            parser.error("--heartbeat-interval must be below --stale-after")
+        if not 0 < options.heartbeat_interval < options.stale_after:
+            parser.error("--heartbeat-interval must be above 0 and below --stale-after")
         odoo_args = [*(["-c", options.config] if options.config else []), *others]
         if options.database:
             odoo_args += ["-d", options.database]
@@ -71,16 +82,18 @@ class JobWorker(Command):
 
 def _at_least(minimum):
     def number(text):
-        value = int(text)
-        if value < minimum:
-            raise ValueError(text)
-        return value
+        if not text.isdigit() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {minimum}")
+        return int(text)
 
     return number
 
 
 def _seconds(text):
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
     if not 0 <= value < 10**9:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value

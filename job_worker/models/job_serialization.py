@@ -8,6 +8,7 @@ a value comes back as the value that went in.
 import base64
 import json
 import math
+import re
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -18,13 +19,36 @@ from odoo.models import BaseModel
 
 TYPE_KEY = "_type"
 RECORDSET = "odoo_recordset"
+MAX_INT_BITS = 10_000  # Python refuses to read and write longer ones as decimal digits
+
+
+class ModelNotFoundError(LookupError):
+    """The model of a job, or of one of its arguments, is not in this process's registry."""
+
+
+def _plain_str(value):
+    """A subclass of ``str`` as the string it holds: ``str()`` of an enumeration would be its name."""
+    return str.__str__(value)
+
+
+def _is_storable(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return "\x00" not in text
 
 
 def _pack_str(value):
-    if "\x00" in value or any("\ud800" <= char <= "\udfff" for char in value):
-        raw = value.encode("utf-8", "surrogatepass")
-        return {TYPE_KEY: "str", "value": base64.b64encode(raw).decode()}
-    return str(value)
+    if _is_storable(value):
+        return value
+    return {TYPE_KEY: "str", "value": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
+
+
+def _pack_int(value):
+    if value.bit_length() > MAX_INT_BITS:
+        return {TYPE_KEY: "int", "value": hex(value)}
+    return value
 
 
 def _pack_float(value):
@@ -35,7 +59,7 @@ def _pack_float(value):
 
 
 def _pack_dict(value, where):
-    if TYPE_KEY not in value and all(type(key) is str and _pack_str(key) == key for key in value):
+    if TYPE_KEY not in value and all(type(key) is str and _is_storable(key) for key in value):
         return {key: _pack(item, f"{where}[{key!r}]") for key, item in value.items()}
     items = [[_pack(key, where), _pack(item, f"{where}[{key!r}]")] for key, item in value.items()]
     return {TYPE_KEY: "dict", "items": items}
@@ -63,8 +87,10 @@ def _pack_items(values, where):
 def _pack(value, where):  # noqa: PLR0911 one return for each type
     """Rewrite ``value`` into what ``jsonb`` keeps; ``where`` names it in the error."""
     kind = type(value)
-    if value is None or kind is bool or kind is int:
+    if value is None or kind is bool:
         return value
+    if kind is int:
+        return _pack_int(value)
     if kind is str:
         return _pack_str(value)
     if kind is float:
@@ -87,14 +113,14 @@ def _pack(value, where):  # noqa: PLR0911 one return for each type
         return {TYPE_KEY: "decimal", "value": str(value)}
     if isinstance(value, bytes):
         return {TYPE_KEY: "bytes", "value": base64.b64encode(value).decode()}
-    if isinstance(value, etree._Element):
+    if isinstance(value, etree._Element) and isinstance(value.tag, str):  # neither comment nor instruction
         return {TYPE_KEY: "etree", "value": _pack_str(etree.tostring(value, encoding="unicode", with_tail=False))}
     if isinstance(value, Markup):
-        return {TYPE_KEY: "markup", "value": _pack_str(str(value))}
-    # frozendict, defaultdict and other plain kin of JSON's own types
-    for base, pack in ((bool, bool), (int, int), (float, _pack_float), (str, _pack_str)):
+        return {TYPE_KEY: "markup", "value": _pack_str(_plain_str(value))}
+    # frozendict, defaultdict, enumerations of strings and other plain kin of JSON's own types
+    for base, plain, pack in ((int, int, _pack_int), (float, float, _pack_float), (str, _plain_str, _pack_str)):
         if isinstance(value, base):
-            return pack(base(value))
+            return pack(plain(value))
     if isinstance(value, dict):
         return _pack_dict(value, where)
     if isinstance(value, list):
@@ -136,7 +162,7 @@ class _Unpacker:
 
     def _recordset(self, obj):
         if obj["model"] not in self.env:
-            raise ValueError(f"model {obj['model']!r} of an argument not found")
+            raise ModelNotFoundError(f"model {obj['model']!r} of an argument not found")
         uid, su = obj["uid"], obj["su"]
         if self.foreign_uid is not None:
             su = False
@@ -145,7 +171,7 @@ class _Unpacker:
         return self.env(user=uid, su=su, context=context)[obj["model"]].browse(obj["ids"])
 
     def _etree(self, obj):
-        return etree.fromstring(self(obj["value"]), etree.XMLParser(resolve_entities=False))
+        return etree.fromstring(self(obj["value"]), etree.XMLParser(resolve_entities=False, huge_tree=True))
 
     _BY_TYPE = {
         RECORDSET: _recordset,
@@ -153,8 +179,9 @@ class _Unpacker:
         "datetime": lambda self, obj: datetime.fromisoformat(obj["value"]),
         "date": lambda self, obj: date.fromisoformat(obj["value"]),
         "decimal": lambda self, obj: Decimal(obj["value"]),
-        "bytes": lambda self, obj: base64.b64decode(obj["value"]),
-        "str": lambda self, obj: base64.b64decode(obj["value"]).decode("utf-8", "surrogatepass"),
+        "bytes": lambda self, obj: base64.b64decode(obj["value"], validate=True),
+        "str": lambda self, obj: base64.b64decode(obj["value"], validate=True).decode("utf-8", "surrogatepass"),
+        "int": lambda self, obj: int(obj["value"], 16),
         "float": lambda self, obj: float(obj["value"]),
         "tuple": lambda self, obj: tuple(self(obj["value"])),
         "set": lambda self, obj: set(self(obj["value"])),
@@ -185,11 +212,18 @@ def dump_call(args, kwargs, what):
     :return: ``(args, kwargs)``, ready for :func:`json.dumps`
     :raise TypeError: names the argument that can't be stored
     """
-    packed_args = [_pack(value, f"argument {index} of {what}()") for index, value in enumerate(args, 1)]
-    packed_kwargs = {
-        key: _pack(value, f"argument {key!r} of {what}()") for key, value in kwargs.items()
-    }
+    packed_args = [_pack_argument(value, f"argument {index} of {what}()") for index, value in enumerate(args, 1)]
+    packed_kwargs = {key: _pack_argument(value, f"argument {key!r} of {what}()") for key, value in kwargs.items()}
+    if not all(map(_is_storable, packed_kwargs)):
+        raise TypeError(f"{what}() can't be called with an argument of such a name: {list(packed_kwargs)!r:.200}")
     return packed_args, packed_kwargs
+
+
+def _pack_argument(value, where):
+    try:
+        return _pack(value, where)
+    except RecursionError:
+        raise TypeError(f"{where} can't be stored in a job: it is nested too deeply, or contains itself") from None
 
 
 def load_call(args, kwargs, env, foreign_uid=None):
@@ -221,19 +255,32 @@ def dump_result(value):
     if value is None:
         return None
     try:
-        text = json.dumps(value, default=repr, allow_nan=False)
+        text = _strict_json(value)
     except (TypeError, ValueError, RecursionError):
-        text = json.dumps(_safe_repr(value))
-    if "\\u0000" in text or "\\ud" in text:  # what jsonb refuses: NUL, lone surrogates
-        text = json.dumps(_safe_repr(value))
-    if len(text) > MAX_RESULT_BYTES:
-        marker = {"__truncated__": True, "__repr__": _safe_repr(value)[:1000], "__size_bytes__": len(text)}
-        text = json.dumps(marker)
+        text = _strict_json(_safe_repr(value))
+    size = len(text.encode())
+    if size > MAX_RESULT_BYTES:
+        text = _strict_json({"__truncated__": True, "__repr__": _safe_repr(value)[:1000], "__size_bytes__": size})
     return text
+
+
+def _strict_json(value):
+    """JSON as ``jsonb`` takes it.
+
+    :raise ValueError: a NUL character, a lone surrogate, a number that is none
+    """
+    text = json.dumps(value, default=_safe_repr, allow_nan=False, ensure_ascii=False)
+    text.encode()  # a UnicodeEncodeError for lone surrogates
+    if _NUL.search(text):
+        raise ValueError("a NUL character in a string")
+    return text
+
+
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def _safe_repr(value):
     try:
-        return repr(value)
+        return repr(value).replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
     except Exception as error:  # noqa: BLE001 a broken __repr__ must not fail a job that succeeded
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"

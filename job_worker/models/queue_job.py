@@ -2,6 +2,7 @@ import json
 
 from odoo import api, fields, models
 
+from .. import queries
 from ..job import (
     CANCELLED,
     DEFAULT_CHANNEL,
@@ -42,9 +43,9 @@ class QueueJob(models.Model):
     # core
     uuid = fields.Char("UUID", readonly=True, required=True, copy=False)
     name = fields.Char("Description", readonly=True)
-    state = fields.Selection(STATES, readonly=True, required=True, default="pending")
+    state = fields.Selection(STATES, readonly=True, required=True, default="pending", group_expand=True)
     payload = fields.Json(readonly=True, help="The call: model, method, record ids, arguments and the caller's environment.")
-    result = fields.Json(readonly=True, help="What the method returned.")
+    result = fields.Json("Stored Result", readonly=True, help="What the method returned.")
     channel = fields.Char(required=True, default=DEFAULT_CHANNEL, help="Throttled by the channel's limits.")
     priority = fields.Integer(required=True, default=DEFAULT_PRIORITY, aggregator=None, help="Lower runs first.")
     identity_key = fields.Char(
@@ -86,6 +87,9 @@ class QueueJob(models.Model):
     # from the payload
     model_name = fields.Char("Model", readonly=True)
     method_name = fields.Char("Method", readonly=True)
+    record_id = fields.Integer(
+        "Record ID", readonly=True, aggregator=None, help="The record the job is about; of several, the first."
+    )
     record_ids = fields.Json(compute="_compute_from_payload")
     func_string = fields.Char("Call", compute="_compute_from_payload")
     payload_display = fields.Text("Arguments", compute="_compute_payload_display")
@@ -124,8 +128,10 @@ class QueueJob(models.Model):
     _running_idx = models.Index("(channel, claim_seq) WHERE state = 'started'")
     _waiting_idx = models.Index("(id) WHERE state = 'waiting'")
     _ended_idx = models.Index(
-        "(state, (COALESCE(completed_at, cancelled_at))) WHERE state IN ('done', 'failed', 'cancelled')"
+        "(state, (COALESCE(completed_at, cancelled_at))) INCLUDE (completed_at, cancelled_at, channel, user_id, company_id)"
+        " WHERE state IN ('done', 'failed', 'cancelled')"
     )
+    _record_idx = models.Index("(model_name, record_id) WHERE record_id IS NOT NULL")
     _identity_idx = models.UniqueIndex(
         "(identity_key) WHERE identity_key IS NOT NULL AND state IN ('waiting', 'pending', 'started')",
         "A job with this identity key is active already.",
@@ -140,20 +146,17 @@ class QueueJob(models.Model):
     )
 
     def init(self):
-        self.env.cr.execute("CREATE SEQUENCE IF NOT EXISTS queue_job_claim_seq")
-        # Every job is three row versions within seconds: vacuum by churn, not by a share of the history.
-        self.env.cr.execute(
-            "ALTER TABLE queue_job SET (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 2000,"
-            " autovacuum_vacuum_insert_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.02,"
-            " autovacuum_vacuum_cost_delay = 1)"
-        )
+        queries.prepare_job_table(self.env.cr)
 
     @api.depends("payload")
     def _compute_from_payload(self):
         for job in self:
             payload = job.payload if isinstance(job.payload, dict) else {}
-            job.record_ids = payload.get("ids")
-            job.func_string = f"{job.model_name}.{job.method_name}({payload.get('ids', [])})"
+            ids = payload.get("ids")
+            # whatever a damaged payload holds, these are ids that can be looked up
+            ids = [rid for rid in ids if type(rid) is int and 0 < rid < 2**31] if isinstance(ids, list) else []
+            job.record_ids = ids
+            job.func_string = f"{job.model_name}.{job.method_name}({ids})"
 
     @api.depends("payload")
     def _compute_payload_display(self):
@@ -165,7 +168,7 @@ class QueueJob(models.Model):
         for job in self:
             job.result_display = _pretty(job.result)
 
-    @api.depends("duration")
+    @api.depends("duration", "state")
     def _compute_duration_bucket(self):
         for job in self:
             job.duration_bucket = job.state in (DONE, FAILED, CANCELLED) and next(
@@ -175,12 +178,13 @@ class QueueJob(models.Model):
     def _search_duration_bucket(self, operator, value):
         if operator != "in":
             return NotImplemented
-        domain = fields.Domain.FALSE
+        ended = fields.Domain("state", "in", (DONE, FAILED, CANCELLED))
+        domain = ~ended if False in value else fields.Domain.FALSE
         for key, _label, low, high in DURATION_BUCKETS:
             if key in value:
                 upper = [("duration", "<", high)] if high is not None else []
-                domain |= fields.Domain([("duration", ">=", low), *upper])
-        return domain & fields.Domain("state", "in", (DONE, FAILED, CANCELLED))
+                domain |= ended & fields.Domain([("duration", ">=", low), *upper])
+        return domain
 
     @api.depends("state", "worker_id")
     def _compute_heartbeat(self):
@@ -197,4 +201,6 @@ class QueueJob(models.Model):
 
 
 def _pretty(value):
-    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) if value is not None else False
+    if value is None or value is False:  # the ORM reads NULL as either
+        return False
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)

@@ -1,10 +1,13 @@
 """What people, and code in their name, do with jobs: buttons, ``run_now()``, and the guard of everything else."""
 
 import logging
+import time
+from collections import Counter
 from types import SimpleNamespace
 
 from odoo import api, models
 from odoo.exceptions import AccessError, UserError
+from odoo.service.model import PG_CONCURRENCY_EXCEPTIONS_TO_RETRY
 
 from .. import attempts, graph, queries
 from ..call import perform
@@ -51,6 +54,9 @@ class QueueJob(models.Model):
     def _unlink_except_unfinished(self):
         if any(job.state in (WAITING, PENDING, STARTED) for job in self):
             raise UserError(self.env._("Only jobs that have ended can be deleted; cancel the others first."))
+        children = self.sudo().browse(queries.children_of(self.env.cr, self.ids))
+        if any(job.state in (WAITING, PENDING, STARTED) for job in children):
+            raise UserError(self.env._("Jobs that others wait for can't be deleted."))
 
     def _check_may_operate(self):
         """Whoever sees a job as a user or manager of the queue may operate it."""
@@ -60,52 +66,74 @@ class QueueJob(models.Model):
 
     def button_requeue(self):
         """Put ended jobs back to pending, and the jobs that ended only because of them back to waiting."""
-        return self._operate(graph.requeue)
+        return self._operate(graph.requeue, self.env._("requeued"))
 
     def button_set_to_done(self):
         """Take the jobs for done, without running them."""
-        return self._operate(lambda cr, ids: self._end_by_hand(cr, "set_done", ids))
+        return self._operate(lambda cr, ids: self._end_by_hand(cr, "set_done", ids), self.env._("set to done"))
 
     def button_set_to_failed(self):
         """Take the jobs for failed."""
         text = self.env._("Set to failed by %s", self.env.user.name)
-        return self._operate(lambda cr, ids: self._end_by_hand(cr, "set_failed", ids, exc_info=text))
+        return self._operate(
+            lambda cr, ids: self._end_by_hand(cr, "set_failed", ids, exc_info=text), self.env._("set to failed")
+        )
 
     def button_cancelled(self):
         """Cancel the jobs; those that are running are asked to stop."""
         return self._operate(
-            lambda cr, ids: self._end_by_hand(cr, "cancel", ids) + queries.request_cancel(cr, ids)
+            lambda cr, ids: self._end_by_hand(cr, "cancel", ids) + queries.request_cancel(cr, ids),
+            self.env._("cancelled, or asked to stop"),
         )
+
+    def button_run_next(self):
+        """Let pending jobs be the next of their channel, whatever their schedule and priority."""
+        return self._operate(queries.put_first, self.env._("put first"))
 
     @staticmethod
     def _end_by_hand(cr, transition, ids, **params):
         ended = move(cr, transition, ids, **params)
         if ended:
-            graph.settle_children(cr, ended)
+            graph.redecide_children(cr, ended)
         return ended
 
-    def _operate(self, action):
-        """Run ``action(cr, ids)``, which returns the ids it applied to, and tell what was skipped."""
+    def _operate(self, action, done):
+        """Run ``action(cr, ids)``, which returns the ids it applied to, and tell what was skipped, and why.
+
+        :param str done: what the action did to a job, for the summary
+        """
         self._check_may_operate()
         self.flush_recordset()
-        changed = action(self.env.cr, self.ids)
+        changed = set(action(self.env.cr, self.ids))
         self.env["queue.job"].invalidate_model()
-        skipped = len(self) - len(set(changed))
-        if not skipped:
+        skipped = self.browse(job_id for job_id in self.ids if job_id not in changed)
+        if len(self) == 1 and not skipped:
             return True
+        message = self.env._("%(count)s jobs %(done)s.", count=len(changed), done=done)
+        if skipped:
+            message += " " + self.env._("Skipped: %s.", ", ".join(skipped._why_skipped()))
         return {
             "type": "ir.actions.client",
             "tag": "display_notification",
             "params": {
-                "type": "warning" if skipped == len(self) else "info",
-                "message": self.env._(
-                    "%(changed)s jobs changed, %(skipped)s skipped: their state does not allow it.",
-                    changed=len(set(changed)),
-                    skipped=skipped,
-                ),
-                "next": {"type": "ir.actions.client", "tag": "soft_reload"},
+                "type": "success" if not skipped else "info" if changed else "warning",
+                "message": message,
+                "sticky": bool(skipped),
+                "next": {"type": "ir.actions.act_window_close"},
             },
         }
+
+    def _why_skipped(self):
+        """What kept an action from these jobs, with their number, for each reason: their states, mostly."""
+        labels = dict(self._fields["state"]._description_selection(self.env))
+        keys = queries.active_jobs_by_identity(self.env.cr, [job.identity_key for job in self if job.identity_key])
+        reasons = Counter(
+            self.env._("whose identity key another job has")
+            if keys.get(job.identity_key, job.id) != job.id
+            else labels[job.state].lower()
+            for job in self.exists()
+        )
+        return [f"{count} {reason}" for reason, count in reasons.most_common()]
 
     def open_related_action(self):
         """Open the records the job is about: a form for one, a list for several.
@@ -144,17 +172,22 @@ class QueueJob(models.Model):
         claim = SimpleNamespace(
             id=job.id, claim_seq=job.claim_seq, attempts=job.attempts, max_retries=job.max_retries
         )
-        started = cr.now()
+        began = time.monotonic()
         try:
             with cr.savepoint():
                 default_env = self.env.transaction.default_env
                 try:
-                    result = dump_result(perform(cr, job.uuid, job.user_id.id, job.payload))
+                    result = dump_result(perform(cr, job.uuid, job.user_id.id, job.payload, self._no_delay_context()))
                     self.env.flush_all()
                 finally:
                     self.env.transaction.default_env = default_env
+        except PG_CONCURRENCY_EXCEPTIONS_TO_RETRY:
+            # the caller's transaction is what conflicts: to be tried again from its beginning
+            attempts.give_back(cr, claim)
+            self.env["queue.job"].invalidate_model()
+            raise
         except Exception as error:
-            following = attempts.fail(cr, claim, error, duration=queries.seconds_since(cr, started))
+            following = attempts.fail(cr, claim, error, duration=time.monotonic() - began)
             self.env["queue.job"].invalidate_model()
             if following.transition == "fail":
                 graph.settle_children(cr, [self.id])
@@ -162,8 +195,12 @@ class QueueJob(models.Model):
                 raise
             _logger.info("job %s is to be retried: %s", self.id, error)
             return
-        queries.finish(cr, claim.claim_seq, self.id, result, queries.seconds_since(cr, started))
-        graph.settle_children(cr, [self.id])
+        duration = time.monotonic() - began
+        if queries.lock_attempt(cr, claim.claim_seq, self.id):
+            move(cr, "finish", self.ids, claim_seq=claim.claim_seq, result=result, duration=duration)
+        else:  # it cancelled itself
+            attempts.stop(cr, claim, duration)
+        graph.settle_children(cr, self.ids)
         self.env["queue.job"].invalidate_model()
 
     def _is_pending(self):
@@ -176,6 +213,9 @@ class QueueJob(models.Model):
     @api.autovacuum
     def _vacuum_ended_jobs(self):
         """Delete jobs that ended long ago, in batches of their own transaction."""
-        days = self.env["ir.config_parameter"].sudo().get_param(RETENTION_PARAMETER, DEFAULT_RETENTION_DAYS)
+        days = str(self.env["ir.config_parameter"].sudo().get_param(RETENTION_PARAMETER, DEFAULT_RETENTION_DAYS)).strip()
+        if not days.isdecimal():
+            _logger.warning("%s is %r, not a number of days: no job is deleted", RETENTION_PARAMETER, days)
+            return 0, False
         deleted = queries.delete_ended_jobs(self.env.cr, int(days), VACUUM_BATCH)
         return deleted, deleted == VACUUM_BATCH

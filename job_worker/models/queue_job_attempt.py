@@ -24,3 +24,5 @@ class QueueJobAttempt(models.Model):
     outcome = fields.Selection(OUTCOMES, required=True, readonly=True)
     counted = fields.Boolean(readonly=True, help="Counts as one of the job's tries.")
     error = fields.Text(readonly=True)
+
+    _died_idx = models.Index("(job_id) WHERE outcome = 'died'")

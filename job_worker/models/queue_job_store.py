@@ -7,11 +7,13 @@ from uuid import uuid4
 
 from odoo import api, models
 from odoo.exceptions import ConcurrencyError
-from odoo.tools import split_every
+from odoo.tools import ormcache, split_every, str2bool
 
 from .. import graph, queries
-from ..delay import Delayable, check_options
+from ..delay import Delayable, check_method_name, check_options, check_text
+from ..job import PENDING
 from ..lifecycle import wake_workers
+from .base import Base
 from .job_serialization import dump_call
 
 NO_DELAY_VARIABLE = "QUEUE_JOB__NO_DELAY"
@@ -74,8 +76,8 @@ class QueueJob(models.Model):
             identity_key=identity_key,
             timeout=timeout,
         )
-        getattr(call, method_name)(*(args or ()), **(kwargs or {}))
-        call._settled = True
+        check_method_name(method_name)
+        call._capture(method_name, *(args or ()), **(kwargs or {}))._settled = True
         parent_ids = sorted({*([parent_id] if parent_id else []), *(dependency_job_ids or [])})
         values = self._job_values(call)
         values.update(graph_uuid=graph_uuid or None, run_on_failure=bool(run_on_failure))
@@ -105,26 +107,31 @@ class QueueJob(models.Model):
         new_ids = iter(queries.reserve_job_ids(self.env.cr, len(order)) if graph_uuid else [None])
         job_ids, rows, on_known = {}, [], []
         reserved = set()
+        ends = {}  # what the children of a node are to wait for
         for node in order:
             row = values[node]
-            # A node whose key is taken is a second name of the job that has it: others may wait for that job, but it
-            # does not wait for anything more.
+            parent_ids = sorted({job_id for parent in node._parents for job_id in ends[parent]})
+            # A node whose key is taken is a second name of the job that has it. That job does not wait for anything
+            # more, but what comes after the node does, for what comes before the node.
             if job_id := known.get(row["identity_key"]):
                 job_ids[node] = job_id
+                ends[node] = {job_id, *([] if node.run_on_failure else parent_ids)}
                 continue
             row["id"] = job_ids[node] = next(new_ids)
+            ends[node] = {row["id"]}
             reserved.add(row["id"])
             if row["identity_key"] and row["id"]:
                 known[row["identity_key"]] = row["id"]
             row.update(graph_uuid=graph_uuid, run_on_failure=node.run_on_failure)
-            parent_ids = sorted({job_ids[parent] for parent in node._parents})
             self._set_parents(row, parent_ids)
             if not reserved.issuperset(parent_ids):
                 on_known.append(row["id"])
             rows.append(row)
         stored = self._store(rows)
         self._after_store(on_known, stored)
-        return self.sudo().browse(list(dict.fromkeys(job_ids[node] for node in order)) if graph_uuid else stored or known.values())
+        if not graph_uuid:
+            return self.sudo().browse(stored or known.values())
+        return self.sudo().browse(dict.fromkeys(job_ids[node] for node in order))
 
     @api.model
     def _job_values(self, call):
@@ -158,7 +165,7 @@ class QueueJob(models.Model):
         }
         identity_key = options["identity_key"]
         if callable(identity_key):
-            identity_key = identity_key(call)
+            identity_key = check_text("identity_key", identity_key(call) or "")
         moment, seconds = options["schedule"]
         values = {
             "uuid": str(uuid4()),
@@ -173,24 +180,40 @@ class QueueJob(models.Model):
             "timeout": options["timeout"],
             "model_name": call.model_name,
             "method_name": call.method_name,
+            "record_id": records._ids[0] if records._ids else None,
             "scheduled_at": moment,
             "delay": seconds,
             "create_uid": env.uid,
         }
-        if type(records)._job_store_values is not type(records.env["base"])._job_store_values:
-            values["extra"] = self._extra_values(records._job_store_values(dict(values)))
+        if type(records)._job_store_values is not Base._job_store_values:
+            wanted = records._job_store_values({**values, "payload": payload})
+            for name in wanted:
+                field = self._fields.get(name)
+                if field is None or not field.store or not field.column_type or name in _ENGINE_FIELDS:
+                    raise ValueError(f"_job_store_values() can't set {name!r} of queue.job")
+            columns = self._column_values(wanted)
+            values.update({name: value for name, value in columns.items() if name in values})
+            values["extra"] = {name: value for name, value in columns.items() if name not in values}
+            if "scheduled_at" in columns:
+                values["delay"] = None
         return values
 
-    def _extra_values(self, extra):
-        """Check and convert what ``_job_store_values()`` returned."""
+    def _column_values(self, values):
+        """Values of fields as they go into their columns."""
         own = self.env["queue.job"]
-        converted = {}
-        for name, value in extra.items():
-            field = own._fields.get(name)
-            if field is None or not field.store or not field.column_type or name in _ENGINE_FIELDS:
-                raise ValueError(f"_job_store_values() can't set {name!r} of queue.job")
-            converted[name] = field.convert_to_column_insert(field.convert_to_cache(value, own), own)
-        return converted
+        return {
+            name: own._fields[name].convert_to_column_insert(own._fields[name].convert_to_cache(value, own), own)
+            for name, value in values.items()
+        }
+
+    @ormcache()
+    def _fields_with_default(self):
+        """Fields of other addons that have a default, which the ORM would set in ``create()``."""
+        return tuple(
+            name
+            for name, field in self._fields.items()
+            if field.store and field.column_type and field.default and name not in queries.INSERT_COLUMNS
+        )
 
     @api.model
     def _existing_jobs(self, rows):
@@ -212,10 +235,19 @@ class QueueJob(models.Model):
         :raise ConcurrencyError: another transaction took an identity key; Odoo tries the request again
         """
         ids = []
+        if names := rows and self._fields_with_default():
+            defaults = self._column_values({name: self._fields[name].default(self) for name in names})
+            for row in rows:
+                row["extra"] = {**defaults, **row.get("extra", {})}
         for chunk in split_every(ROWS_PER_INSERT, rows, list):
             ids += queries.insert_jobs(self.env.cr, chunk)
         if len(ids) != len(rows):
             raise ConcurrencyError("a job with the same identity key was stored meanwhile")
+        best = self.env.cr.precommit.data.setdefault("job_worker.claimable", {})
+        for job_id, row in zip(ids, rows, strict=True):
+            if row["state"] == PENDING:
+                key = (row["priority"], job_id)
+                best[row["channel"]] = min(best.get(row["channel"], key), key)
         return ids
 
     @api.model
@@ -227,12 +259,26 @@ class QueueJob(models.Model):
         """
         if on_known:
             graph.settle(self.env.cr, on_known)
-        if self.env.context.get(NO_DELAY_CONTEXT) or os.environ.get(NO_DELAY_VARIABLE):
+        if job_ids:
+            self._hand_over(job_ids)
+
+    @api.model
+    def _hand_over(self, job_ids):
+        """Leave new jobs to the workers or, without workers, run them here and now.
+
+        :param job_ids: parents before children
+        """
+        if self._no_delay_context() or str2bool(os.environ.get(NO_DELAY_VARIABLE, ""), False):
             for job in self.sudo().browse(job_ids):
                 if job._is_pending():
                     job.run_now()
-        elif job_ids:
+        else:
             self._wake_workers_at_commit()
+
+    @api.model
+    def _no_delay_context(self):
+        """The context key that asks for running here and now, where given; what runs here passes it on to its jobs."""
+        return {NO_DELAY_CONTEXT: True} if self.env.context.get(NO_DELAY_CONTEXT) else {}
 
     @api.model
     def _wake_workers_at_commit(self):
@@ -240,7 +286,14 @@ class QueueJob(models.Model):
         precommit = self.env.cr.precommit
         if not precommit.data.get("job_worker.wake"):
             precommit.data["job_worker.wake"] = True
-            precommit.add(lambda: wake_workers(self.env.cr))
+            best = precommit.data.setdefault("job_worker.claimable", {})
+            precommit.add(lambda: wake_workers(self.env.cr, [(channel, *key) for channel, key in best.items()]))
 
 
-_ENGINE_FIELDS = {"id", "uuid", "state", "payload", "model_name", "method_name", "claim_seq", "worker_id", "is_due"}
+# What says what a job is, where it stands and in which graph: not for _job_store_values().
+_ENGINE_FIELDS = {
+    "id", "uuid", "state", "payload", "model_name", "method_name", "result", "exc_info", "attempts", "parent_id",
+    "graph_uuid", "run_on_failure", "started_at", "completed_at", "cancelled_at", "duration", "worker_id", "is_due",
+    "claim_seq", "cancel_requested", "ended_by_id", "database_failures", "create_uid", "create_date", "write_uid",
+    "write_date",
+}  # fmt: skip

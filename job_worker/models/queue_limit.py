@@ -1,5 +1,6 @@
 from odoo import api, fields, models
 
+from .. import queries
 from ..lifecycle import wake_workers
 
 
@@ -20,18 +21,20 @@ class QueueLimit(models.Model):
         help="Starts in any sliding second, over all workers; 0 means no limit, 0.5 one start every two seconds.",
     )
 
+    limit_before_pause = fields.Integer(
+        readonly=True, aggregator=None, help="Technical: what resuming the channel puts back."
+    )
+
     _name_unique = models.Constraint("UNIQUE (name)", "There is a limit for this channel already.")
     _check_limit = models.Constraint('CHECK ("limit" >= 0)', "The limit of a channel can't be negative.")
-    _check_rate_limit = models.Constraint("CHECK (rate_limit >= 0)", "The rate of a channel can't be negative.")
+    # Beyond these bounds lie NaN, infinity, and windows longer than an interval can be.
+    _check_rate_limit = models.Constraint(
+        "CHECK (rate_limit = 0 OR rate_limit BETWEEN 0.00001 AND 1000000)",
+        "The rate of a channel must be 0, for no limit, or between 0.00001 and 1,000,000 starts per second.",
+    )
 
     def init(self):
-        # The starts of throttled channels, written at every claim: apart from the record that people edit, so that the
-        # two never conflict.
-        self.env.cr.execute(
-            "CREATE TABLE IF NOT EXISTS queue_limit_starts ("
-            " limit_id integer PRIMARY KEY REFERENCES queue_limit ON DELETE CASCADE,"
-            " starts timestamp[] NOT NULL) WITH (fillfactor = 50)"
-        )
+        queries.prepare_limit_table(self.env.cr)
 
     @api.model_create_multi
     def create(self, vals_list):

@@ -1,5 +1,10 @@
+from datetime import timedelta
+
 from odoo import api, fields, models
 from odoo.exceptions import AccessError
+from odoo.fields import Domain
+
+from .. import queries
 
 WORKER_STATES = [
     ("running", "Running"),
@@ -7,6 +12,7 @@ WORKER_STATES = [
     ("draining", "Draining"),
     ("dead", "Dead"),
 ]
+SILENT_SECONDS = 60
 
 
 class QueueWorker(models.Model):
@@ -29,6 +35,8 @@ class QueueWorker(models.Model):
     state = fields.Selection(WORKER_STATES, required=True, readonly=True, default="running")
     pause_requested = fields.Boolean(readonly=True, help="Asked not to claim any more jobs.")
     job_ids = fields.Many2many("queue.job", compute="_compute_job_ids", string="Jobs Running Here")
+    is_alive = fields.Boolean("Alive", compute="_compute_is_alive", search="_search_is_alive")
+    status = fields.Selection([*WORKER_STATES, ("pausing", "Pausing")], compute="_compute_status")
 
     _name_unique = models.Constraint("UNIQUE (name)", "A worker of this name exists already.")
 
@@ -36,6 +44,31 @@ class QueueWorker(models.Model):
         started = self.env["queue.job"].search([("state", "=", "started"), ("worker_id", "in", self.mapped("name"))])
         for worker in self:
             worker.job_ids = started.filtered(lambda job, name=worker.name: job.worker_id == name)
+
+    @api.depends("state", "last_heartbeat")
+    def _compute_is_alive(self):
+        """The stored state can't tell: with no other worker left, nobody writes that one died."""
+        for worker in self:
+            worker.is_alive = worker.state != "dead" and worker.last_heartbeat > self._silent_since()
+
+    def _search_is_alive(self, operator, value):
+        if operator != "in":
+            return NotImplemented
+        alive = Domain("state", "!=", "dead") & Domain("last_heartbeat", ">", self._silent_since())
+        return alive if True in value else ~alive
+
+    def _silent_since(self):
+        return self.env.cr.now() - timedelta(seconds=SILENT_SECONDS)
+
+    @api.depends("is_alive", "state", "pause_requested")
+    def _compute_status(self):
+        for worker in self:
+            if not worker.is_alive:
+                worker.status = "dead"
+            elif worker.pause_requested and worker.state == "running":
+                worker.status = "pausing"
+            else:
+                worker.status = worker.state
 
     def button_drain(self):
         """Ask the workers not to claim jobs any more; running ones finish."""
@@ -54,8 +87,4 @@ class QueueWorker(models.Model):
     @api.model
     def _count_alive(self):
         """Number of workers that gave a sign of life within the last minute."""
-        self.env.cr.execute(
-            "SELECT count(*) FROM queue_worker WHERE state != 'dead'"
-            " AND last_heartbeat > (now() AT TIME ZONE 'UTC') - interval '60 seconds'"
-        )
-        return self.env.cr.fetchone()[0]
+        return queries.count_workers_alive(self.env.cr)

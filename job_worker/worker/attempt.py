@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psycopg2
 
@@ -20,7 +20,12 @@ class Interrupted(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claimed job, as :func:`~..queries.claim` returns it."""
+    """A claimed job, as :func:`~..queries.claim` returns it.
+
+    :param age: seconds from its creation to the claim
+    :param has_children: whether jobs waited for it at the time of the claim
+    :param claimed_at: :func:`time.monotonic` of the claim
+    """
 
     id: int
     claim_seq: int
@@ -34,8 +39,9 @@ class Claim:
     max_retries: int
     timeout: int
     database_failures: int
-    exc_info: str
     age: float
+    has_children: bool
+    claimed_at: float = field(default_factory=time.monotonic)
 
 
 class Attempt:
@@ -66,7 +72,7 @@ class Attempt:
 
     @property
     def overdue(self):
-        return 0 < self.claim.timeout <= self.duration
+        return self._interruptible and 0 < self.claim.timeout <= self.duration
 
     def enter(self, connection):
         """Begin the part that can be interrupted; ``connection`` is the one the job's queries run on.
@@ -74,6 +80,8 @@ class Attempt:
         :raise Interrupted: it was asked to stop before
         """
         with self._lock:
+            if self._connection is None:
+                self.began = time.monotonic()  # waiting for a registry or a connection is not the job's time
             self._connection = connection
             self.backend_pid = connection.get_backend_pid()
             if self.reason:
@@ -95,20 +103,22 @@ class Attempt:
         """Stop the job: cancel its query, raise :class:`Interrupted` in its thread. May be called again.
 
         :param str reason: the first one given counts
+        :return: ``False`` if it is ending by itself
         """
         with self._lock:
             if self._settled:
-                return
+                return False
             self.reason = self.reason or reason
             self.interrupted_at = self.interrupted_at or time.monotonic()
             if not self._interruptible:
-                return
+                return True
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(self._thread_id), ctypes.py_object(Interrupted)
             )
             # In a thread of its own: with the server out of reach it may block. Should it come late it hits nobody
             # else, because the connection of an interrupted attempt is closed.
             threading.Thread(target=_cancel_query, args=(self._connection,), daemon=True).start()
+            return True
 
     def settle(self):
         """End what may be interrupted or abandoned, to write how the attempt ends.

@@ -3,12 +3,10 @@
 import sys
 
 import psycopg2
-
 from odoo import sql_db
 from odoo.tools import config
 
 from .. import queries
-from . import events  # noqa: F401
 from .runner import Options, databases_with_addon, default_concurrency
 from .supervisor import Supervisor
 
@@ -39,7 +37,9 @@ def main(arguments):
         sys.stderr.write(f"job_worker: {problem}\n")
     if problems or arguments.check:
         if not problems:
-            names = ", ".join(options.databases or databases_with_addon())
+            names = ", ".join(
+                options.databases or (name for name, has in (databases_with_addon() or {}).items() if has)
+            )
             sys.stdout.write(f"job_worker: ready to serve {names or 'databases that will get the addon'}\n")
         return 1 if problems else 0
     return Supervisor(options, arguments.processes).run()

@@ -4,9 +4,8 @@ import random
 from contextlib import contextmanager
 
 import psycopg2
-from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
-
 from odoo.sql_db import connection_info_for
+from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
 
 # Without answer for this long, a connection counts as broken; a transaction left open that long by a frozen process
 # loses its locks.
@@ -18,7 +17,8 @@ _OPTIONS = {
     "tcp_user_timeout": _DEAD_AFTER_SECONDS * 1000,
     "connect_timeout": 10,
     # A claim or a heartbeat lost in a crash of the server is as if it had not been made: no need to wait for the disk.
-    "options": "-c synchronous_commit=off"
+    # Plans are to go by the indexes whatever the statistics say: they may be of a queue that was empty.
+    "options": "-c synchronous_commit=off -c enable_seqscan=off -c enable_bitmapscan=off"
     f" -c idle_in_transaction_session_timeout={_DEAD_AFTER_SECONDS}s -c statement_timeout=60s",
 }
 FIRST_WAIT_SECONDS = 0.2
@@ -26,16 +26,31 @@ LONGEST_WAIT_SECONDS = 10.0
 
 TROUBLE = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.ReadOnlySqlTransaction)
 """What a database raises that is away, full, restarting, or read-only for now."""
+# connection exceptions, insufficient resources, operator intervention, read-only transaction
+_TROUBLE_CODES = ("08", "53", "57", "25006")
+
+
+def is_trouble(error):
+    """Whether it was the database that failed, not the statement: it is away, out of resources, or read-only for now."""
+    if not isinstance(error, psycopg2.Error) or isinstance(error, psycopg2.errors.QueryCanceled):
+        return False
+    # what libpq says, not the server, has no code
+    broken = error.pgcode is None and type(error) in (psycopg2.OperationalError, psycopg2.DatabaseError)
+    return broken or (error.pgcode or "").startswith(_TROUBLE_CODES)
 
 
 class Connection:
     """One connection to a database that is opened when it is needed, and opened again after it broke.
 
     Not for several threads at once.
+
+    :param str db_name: database
+    :param on_open: called with a cursor each time the connection was opened
     """
 
-    def __init__(self, db_name):
+    def __init__(self, db_name, on_open=None):
         self._db_name = db_name
+        self._on_open = on_open
         self._connection = None
 
     @property
@@ -55,21 +70,25 @@ class Connection:
         except TROUBLE:
             self.close()
             raise
+        except psycopg2.Error as error:
+            if self.is_open:
+                raise
+            # now and then psycopg2 says no more than DatabaseError of a connection that broke
+            raise psycopg2.OperationalError(str(error)) from error
 
     def open(self):
         if not self.is_open:
             _name, info = connection_info_for(self._db_name)
             self._connection = psycopg2.connect(**_OPTIONS, **info)
             self._connection.set_session(isolation_level=ISOLATION_LEVEL_READ_COMMITTED)
+            if self._on_open:
+                with self._connection, self._connection.cursor() as cr:
+                    self._on_open(cr)
 
     def close(self):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def listen(self, channel):
-        with self.transaction() as cr:
-            cr.execute(f"LISTEN {channel}")
 
     def fileno(self):
         """For ``select``: readable when a notification may have come."""
@@ -87,17 +106,6 @@ class Connection:
             raise
         arrived, self._connection.notifies[:] = list(self._connection.notifies), []
         return arrived
-
-
-class OdooCursor:
-    """What Odoo's registry needs of a cursor to compare its sequences, on a cursor of psycopg2."""
-
-    def __init__(self, cr):
-        self._cr = cr
-        self.fetchone = cr.fetchone
-
-    def execute(self, query):
-        self._cr.execute(query.code, query.params)
 
 
 class Backoff:

@@ -11,9 +11,9 @@ import time
 from contextlib import contextmanager
 
 import psycopg2
-from psycopg2 import errors
-
 from odoo.modules.registry import Registry
+from odoo.sql_db import ConnectionPool
+from psycopg2 import errors
 
 from .. import attempts, graph, queries
 from ..call import ModelNotFoundError, perform
@@ -21,7 +21,8 @@ from ..exception import TimeoutJobError
 from ..models.job_serialization import dump_result
 from . import events
 from .attempt import CANCEL, LOST, SHUTDOWN, TIMEOUT, Interrupted
-from .connection import TROUBLE
+from .connection import TROUBLE, is_trouble
+from .job_cursor import AttemptLostError, JobCursor
 
 CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
 MAX_CONFLICTS = 30
@@ -30,10 +31,7 @@ LONGEST_CONFLICT_WAIT_SECONDS = 1.0
 REGISTRY_WAIT_SECONDS = 5.0
 REGISTRY_PATIENCE_SECONDS = 3600
 WRITE_TRIES = 5
-
-
-class _AttemptLostError(Exception):
-    """The job was recovered, cancelled or ended by somebody else: this attempt may not commit."""
+LATE_CHILDREN_SECONDS = 0.2
 
 
 class _DatabaseLostError(Exception):
@@ -44,14 +42,20 @@ class Executor:
     """Runs attempts on the calling thread.
 
     :param str db_name: database
+    :param int slots: threads that run attempts
     :param float max_backoff_seconds: longest delay between retries
     :param on_database_lost: called with a claim and an error when it is unknown how the attempt ended
+    :param bool prepare: see :class:`~.job_cursor.JobCursor`
     """
 
-    def __init__(self, db_name, max_backoff_seconds, on_database_lost):
+    def __init__(self, db_name, slots, max_backoff_seconds, on_database_lost, prepare=True):
         self._db_name = db_name
         self._max_backoff = max_backoff_seconds
         self._on_database_lost = on_database_lost
+        self._prepare = prepare
+        # room for threads that were abandoned and not replaced by the system yet
+        self._pool = ConnectionPool(2 * slots)
+        self._slot = threading.local()
 
     def run(self, attempt):
         """Bring an attempt to its end, whatever that is. Raises nothing."""
@@ -66,12 +70,24 @@ class Executor:
                 self._end(attempt, error)
         except TROUBLE as error:
             self._on_database_lost(attempt.claim, error)
-        except Exception as error:  # noqa: BLE001 a slot must outlive whatever happens to a job
+        except BaseException as error:  # noqa: BLE001 a slot must outlive whatever happens to a job
             events.unexpected("executor", error)
             self._on_database_lost(attempt.claim, error)
 
+    def release(self):
+        """Close the connection of the calling thread, which has nothing to do."""
+        cr, self._slot.cr = getattr(self._slot, "cr", None), None
+        _close(cr)
+
+    def _cursor(self):
+        """The calling thread's cursor."""
+        cr = getattr(self._slot, "cr", None)
+        if cr is None or cr.closed:
+            cr = self._slot.cr = JobCursor(self._pool, self._db_name, self._prepare)
+        return cr
+
     def _try(self, attempt):
-        """The job's own transaction, from its cursor to its commit.
+        """The job's own transaction, from its beginning to its commit.
 
         :return: ``None`` if the job is done, else what went wrong
         """
@@ -79,47 +95,53 @@ class Executor:
         cr = None
         try:
             attempt.registry = registry = Registry(self._db_name)
-            cr = registry.cursor()
-            _fence(cr, claim)
+            cr = self._cursor()
+            cr.begin(claim)
             result = self._call(attempt, cr)
-            has_children = queries.finish(cr, claim.claim_seq, claim.id, result, attempt.duration)
-            if has_children is None or not attempt.settle():
-                raise _AttemptLostError
-            type(cr).commit(cr)
+            if not attempt.settle():
+                raise AttemptLostError
+            cr.finish(result, attempt.duration)
         except BaseException as error:  # noqa: BLE001 whatever a job raises, SystemExit included, is its failure
-            lost = cr is None or cr._cnx.closed
-            _close(cr, discard=bool(attempt.reason))
+            lost = cr is None or cr.broken or is_trouble(error)
+            _close(cr, discard=bool(attempt.reason) or isinstance(error, errors.InvalidSqlStatementName))
             if attempt.registry is not None:
                 attempt.registry.reset_changes()
             return _DatabaseLostError(error) if lost else error
         events.job_done(claim, attempt.duration)
-        self._after_done(claim, cr, has_children)
+        self._after_done(claim, registry)
         return None
 
     def _call(self, attempt, cr):
-        attempt.enter(cr._cnx)
         try:
-            value = perform(cr, attempt.claim.uuid, attempt.claim.user_id, attempt.claim.payload)
-            cr.flush()
-            result = dump_result(value)
-        finally:
-            attempt.leave()
+            try:
+                attempt.enter(cr._cnx)
+                value = perform(cr, attempt.claim.uuid, attempt.claim.user_id, attempt.claim.payload)
+                cr.flush()
+                result = dump_result(value)
+            finally:
+                attempt.leave()
+        except Interrupted:
+            attempt.leave()  # the interrupt may have hit the first call of it before it did anything
+            raise
         if attempt.reason:  # the job held the interrupt back, or it came too late
             raise Interrupted
         return result
 
-    def _after_done(self, claim, cr, has_children):
-        """What follows the commit; it can't undo the job, and the workers' sweep makes up for it."""
+    def _after_done(self, claim, registry):
+        """What follows the commit; it can't undo the job, and the workers' sweep makes up for it.
+
+        Jobs that were told to wait for this one after it was claimed are looked for only if there was time for it.
+        """
         try:
-            cr.transaction.registry.signal_changes()
-            if has_children:
-                cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                graph.settle_children(cr, [claim.id])
-                type(cr).commit(cr)
+            registry.signal_changes()
+            if claim.has_children or time.monotonic() - claim.claimed_at > LATE_CHILDREN_SECONDS:
+                self._settle_children(claim)
         except Exception as error:  # noqa: BLE001
             events.after_done_failed(claim, error)
-        finally:
-            _close(cr)
+
+    def _settle_children(self, claim):
+        with self._transaction() as cr:
+            graph.settle_children(cr, [claim.id])
 
     def _try_again(self, attempt, tries, error):
         """After a conflict with another transaction: once more, if the job is still ours."""
@@ -127,7 +149,7 @@ class Executor:
         with self._transaction() as cr:
             states = queries.attempt_states(cr, {claim.id: claim.claim_seq})
         if not attempt.resume() or claim.id not in states:
-            return _AttemptLostError()
+            return AttemptLostError()
         if states[claim.id]:
             attempt.interrupt(CANCEL)
             return error
@@ -140,7 +162,7 @@ class Executor:
         """Write how an attempt ended that did not succeed."""
         if attempt.reason == LOST:
             events.attempt_lost(attempt.claim)
-        elif isinstance(error, _DatabaseLostError):
+        elif isinstance(error, _DatabaseLostError) and not attempt.reason:
             self._on_database_lost(attempt.claim, error.args[0])
         else:
             ended = False
@@ -148,16 +170,17 @@ class Executor:
                 with contextlib.suppress(errors.QueryCanceled, *CONFLICTS), self._transaction() as cr:
                     ended = write_end(cr, attempt, error, self._max_backoff)
                     break
+            else:
+                self._on_database_lost(attempt.claim, error)
             if ended:
-                with self._transaction() as cr:
-                    graph.settle_children(cr, [attempt.claim.id])
+                self._settle_children(attempt.claim)
 
     @contextmanager
     def _transaction(self):
         """Odoo cursor at READ COMMITTED, committed at the end."""
         cr = Registry(self._db_name).cursor()
         try:
-            cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            queries.read_committed(cr)
             yield cr
             cr.commit()
         finally:
@@ -173,7 +196,7 @@ def write_end(cr, attempt, error, max_backoff):
     """
     claim, duration = attempt.claim, attempt.duration
     reason, ended = attempt.reason, False
-    if isinstance(error, _AttemptLostError) and queries.attempt_states(cr, {claim.id: claim.claim_seq}).get(claim.id):
+    if isinstance(error, AttemptLostError) and queries.attempt_states(cr, {claim.id: claim.claim_seq}).get(claim.id):
         reason = CANCEL
     if reason == CANCEL:
         if owned := attempts.stop(cr, claim, duration):
@@ -212,18 +235,6 @@ def _registry_is_behind(cr, attempt, error):
         return True
     registry = attempt.registry
     return registry is not Registry(registry.db_name) or registry.registry_sequence != registry.get_sequences(cr)[0]
-
-
-def _fence(cr, claim):
-    """Let job code that commits by itself do so only while its attempt owns the job."""
-
-    def commit():
-        cr.flush()
-        if not queries.lock_attempt(cr, claim.claim_seq, claim.id):
-            raise _AttemptLostError
-        type(cr).commit(cr)
-
-    cr.commit = commit
 
 
 def _close(cr, discard=False):

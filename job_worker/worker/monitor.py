@@ -1,5 +1,6 @@
-"""The thread that shows that the worker lives, stops jobs at their deadline, and looks after the jobs of others."""
+"""What goes on beside a worker's claiming: stopping jobs at their deadline, signs of life, the jobs of dead workers."""
 
+import contextlib
 import threading
 import time
 
@@ -18,7 +19,10 @@ ABANDON_AFTER_SECONDS = 2.0
 
 
 class Monitor:
-    """Watches over one :class:`~.queue_worker.QueueWorker`.
+    """Watches over one :class:`~.queue_worker.QueueWorker` in two threads.
+
+    One keeps the deadlines and never talks to the database, so that nothing there can hold it up. The other does what
+    needs the database.
 
     :param worker: the worker
     """
@@ -27,66 +31,94 @@ class Monitor:
         self._worker = worker
         self._connection = Connection(worker.db_name)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="job_worker.monitor", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(chore,), name=f"job_worker.{name}", daemon=True)
+            for name, chore in (("deadlines", self._enforce), ("upkeep", self._keep_up))
+        ]
         self._process = psutil.Process()
+        self._abandoned = []
         self._next_check = self._next_beat = self._next_recovery = 0.0
+        self._last_beat = None
         self._sweep_from = 0
 
     def start(self):
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self):
         self._stopped.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        with contextlib.suppress(*TROUBLE):
+            self._end_abandoned()
         self._connection.close()
 
-    def _loop(self):
+    def claims(self):
+        """Claims of abandoned attempts whose end is not written yet: ``{job id: claim_seq}``."""
+        return {attempt.claim.id: attempt.claim.claim_seq for attempt in self._abandoned.copy()}
+
+    def _repeat(self, chore):
         while not self._stopped.wait(TICK_SECONDS):
             try:
-                self._enforce(self._worker.pool.running())
-                self._report(time.monotonic())
+                chore()
             except TROUBLE:
                 continue  # the worker's own loop tells about it and finds out when it is over
             except Exception as error:  # noqa: BLE001 the next tick must come
                 events.unexpected("monitor", error)
 
-    def _enforce(self, attempts):
+    # --- deadlines ---------------------------------------------------------------------------------------------------
+
+    def _enforce(self):
         """Interrupt what is past its deadline, and give up on what does not react."""
         now = time.monotonic()
-        for attempt in attempts:
+        for attempt in self._worker.pool.running():
             if attempt.overdue and not attempt.reason:
-                events.attempt_interrupted(attempt.claim, TIMEOUT)
-                attempt.interrupt(TIMEOUT)
+                self._interrupt(attempt, TIMEOUT)
             elif attempt.interrupted_at and now - attempt.interrupted_at > ABANDON_AFTER_SECONDS:
                 self._abandon(attempt)
             elif attempt.interrupted_at and now - attempt.interrupted_at > INTERRUPT_AGAIN_SECONDS:
                 attempt.interrupt(attempt.reason)
 
+    def _interrupt(self, attempt, reason):
+        if attempt.interrupt(reason):
+            events.attempt_interrupted(attempt.claim, reason)
+
     def _abandon(self, attempt):
-        """Take a job from a thread that can't be interrupted: its database session ends, its outcome is written here."""
+        """Take a job from a thread that can't be interrupted; its end is written by the other thread."""
+        self._abandoned.append(attempt)
         if not self._worker.pool.abandon(attempt):
+            self._abandoned.remove(attempt)
             return
         events.attempt_abandoned(attempt.claim, attempt.reason)
         self._worker.on_thread_abandoned()
-        with self._connection.transaction() as cr:
-            if attempt.backend_pid:
-                queries.terminate_backend(cr, attempt.backend_pid)
-            ended = attempt.reason != LOST and write_end(cr, attempt, None, self._worker.max_backoff_seconds)
-        if ended:
-            recovery.settle_children(self._connection, [attempt.claim.id])
 
-    def _report(self, now):
-        worker = self._worker
+    # --- upkeep ------------------------------------------------------------------------------------------------------
+
+    def _keep_up(self):
+        now, worker = time.monotonic(), self._worker
         if now >= self._next_check:
-            self._next_check = now + CHECK_ATTEMPTS_SECONDS
             self._check_attempts()
+            self._next_check = now + CHECK_ATTEMPTS_SECONDS
         if now >= self._next_beat and worker.name:
+            self._beat(worker.name)
             self._next_beat = now + worker.heartbeat_interval_seconds
-            self._beat()
+        self._end_abandoned()
         if now >= self._next_recovery:
             self._next_recovery = now + max(1.0, worker.stale_after_seconds / 4)
-            recovery.recover_orphans(self._connection, worker.stale_after_seconds, worker.max_backoff_seconds)
-            self._sweep_from = recovery.sweep(self._connection, self._sweep_from)
+            self._recover()
+
+    def _end_abandoned(self):
+        """End the database sessions of abandoned attempts, so that nothing of them can be committed, and write their end."""
+        for attempt in self._abandoned.copy():
+            if not attempt.abandoned:
+                continue
+            with self._connection.transaction() as cr:
+                if attempt.backend_pid:
+                    queries.terminate_backend(cr, attempt.backend_pid)
+                ended = attempt.reason != LOST and write_end(cr, attempt, None, self._worker.max_backoff_seconds)
+            self._abandoned.remove(attempt)
+            if ended:
+                recovery.settle_children(self._connection, [attempt.claim.id])
 
     def _check_attempts(self):
         """Find running attempts whose job was cancelled, recovered or ended by somebody else."""
@@ -98,12 +130,27 @@ class Monitor:
         for job_id, attempt in attempts.items():
             reason = LOST if job_id not in states else CANCEL if states[job_id] else None
             if reason and not attempt.reason:
-                events.attempt_interrupted(attempt.claim, reason)
-                attempt.interrupt(reason)
+                self._interrupt(attempt, reason)
 
-    def _beat(self):
+    def _beat(self, name):
         worker = self._worker
         memory = self._process.memory_info().rss // 2**20
         with self._connection.transaction() as cr:
-            pause_requested = queries.beat(cr, worker.name, worker.state, len(worker.pool.running()), memory)
-        worker.on_beat(pause_requested)
+            pause_requested = queries.beat(cr, name, worker.state, len(worker.pool.running()), memory)
+        worker.on_beat(name, pause_requested)
+        now = time.monotonic()
+        if self._last_beat and now - self._last_beat > worker.stale_after_seconds / 2:
+            # The database was away, then others could not report either: give them time to, before taking them for dead.
+            self._next_recovery = now + worker.stale_after_seconds
+        self._last_beat = now
+
+    def _recover(self):
+        worker = self._worker
+        with self._connection.transaction() as cr:
+            orphans, waiting = queries.upkeep_due(cr, worker.stale_after_seconds)
+        if orphans and recovery.recover_orphans(
+            self._connection, worker.stale_after_seconds, worker.max_backoff_seconds
+        ):
+            self._next_recovery = 0.0
+        if waiting:
+            self._sweep_from = recovery.sweep(self._connection, self._sweep_from)

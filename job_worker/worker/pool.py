@@ -7,8 +7,9 @@ from .attempt import Attempt
 
 _SHORT_JOB_SECONDS = 0.1
 _LOOKAHEAD_SECONDS = 0.05
-_MAX_LOOKAHEAD = 32
+_MAX_LOOKAHEAD = 64
 _AVERAGE_WEIGHT = 0.1
+RELEASE_AFTER_SECONDS = 20.0
 
 
 class Pool:
@@ -17,13 +18,15 @@ class Pool:
     :param int slots: jobs that run at once
     :param run: called on a thread with each :class:`~.attempt.Attempt`
     :param on_idle: called when a thread can take more than is waiting
+    :param release: called on a thread that had nothing to do for a while, or ends
     :ivar ended: attempts that came to an end
     """
 
-    def __init__(self, slots, run, on_idle):
+    def __init__(self, slots, run, on_idle, release):
         self.slots = slots
         self._run = run
         self._on_idle = on_idle
+        self._release = release
         self._waiting = deque()
         self._running = {}
         self._changed = threading.Condition()
@@ -138,10 +141,12 @@ class Pool:
                 idle = len(self._waiting) <= self._lookahead() // 2
             if idle:
                 self._on_idle()
+        self._release()
 
     def _next(self, me):
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
+            while not self._changed.wait_for(lambda: self._waiting or self._closed, RELEASE_AFTER_SECONDS):
+                self._release()
             if not self._waiting:
                 return None
             self._running[me] = attempt = Attempt(self._waiting.popleft())

@@ -18,13 +18,14 @@ from .. import attempts, queries
 from ..lifecycle import MAX_BACKOFF_SECONDS
 from . import events, recovery
 from .attempt import LOST, SHUTDOWN, Claim
-from .connection import TROUBLE, Backoff, Connection, OdooCursor
+from .claiming import Claiming
+from .connection import TROUBLE, Backoff, Connection
 from .executor import Executor
 from .monitor import Monitor
 from .pool import Pool
 
-CHANNEL = "queue_job_wake_up"
 BUSY_CHANNEL_WAIT_SECONDS = 0.003
+FULL_CHANNEL_WAIT_SECONDS = 0.25
 LONGEST_NAP_SECONDS = 0.5
 GIVE_BACK_AFTER_SECONDS = 0.5
 MAX_DATABASE_FAILURES = 10
@@ -46,7 +47,8 @@ class QueueWorker:
     :param float heartbeat_interval_seconds: between heartbeats
     :param float max_backoff_seconds: longest delay between retries
     :param threading.Event stop_event: set it to stop: running jobs finish, then :meth:`run` returns
-    :param bool listen: wait for notifications; without, the worker only polls
+    :param bool listen: wait for notifications and keep statements prepared; without, the worker only polls, and nothing
+        it does needs the same session twice, as poolers want it
     :param float shutdown_timeout: seconds that running jobs have to finish, ``None`` for no limit
     :param str name: unique name of the worker, made up by default
     :param predecessors: workers whose process died, as ``(name, what is known of its end)``: their jobs are recovered
@@ -97,14 +99,15 @@ class QueueWorker:
         self._pause_asked = False
         self._pause_reason = None
         self._buried = False
-        self._connection = Connection(db_name)
+        self._connection = Connection(db_name, self._prepare_connection)
+        self._claiming = Claiming(prepared=listen)
         self._trouble = Backoff()
         self._lost = []
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
-        executor = Executor(db_name, max_backoff_seconds, self._database_lost)
-        self.pool = Pool(concurrency, executor.run, self._wake)
+        executor = Executor(db_name, concurrency, max_backoff_seconds, self._database_lost, prepare=listen)
+        self.pool = Pool(concurrency, executor.run, self._wake, executor.release)
         self._monitor = Monitor(self)
 
     @property
@@ -162,15 +165,24 @@ class QueueWorker:
         """
         self._register()
         if self._trouble.broken:
-            self._trouble.reset()
-            events.database_back(self.name)
+            self._probe()
         while not self.stopping:
-            self._wait(self._step())
+            wait = self._step()
+            if self._trouble.broken:
+                self._trouble.reset()
+                events.database_back(self.name)
+            self._wait(wait)
+
+    def _probe(self):
+        """See whether jobs get connections: the worker's own may stand while no other can be opened."""
+        probe = Connection(self.db_name)
+        probe.open()
+        probe.close()
 
     def _on_trouble(self, error):
         if not self._trouble.broken:
             events.database_lost(self.name, error)
-        self._stop_event.wait(self._trouble.next_wait())
+        self._nap(self._trouble.next_wait())
 
     def _register(self):
         """Make the worker known, under a new name if it has none that lives; take stock of what it owns."""
@@ -192,15 +204,20 @@ class QueueWorker:
             self.name, self._first_name = name, None
             events.worker_started(name, self.db_name, self.pool.slots)
         self._buried = False
-        if self._listen:
-            self._connection.listen(CHANNEL)
         while self._predecessors:
             died, how = self._predecessors[-1]
-            recovery.recover_orphans(
+            while recovery.recover_orphans(
                 self._connection, self.stale_after_seconds, self.max_backoff_seconds, buried=died, how=how
-            )
+            ):
+                pass
             self._predecessors.pop()
         self._take_stock()
+
+    def _prepare_connection(self, cr):
+        if self._listen:
+            queries.listen(cr)
+        self._claiming.prepare(cr)
+        self._claiming.forget()
 
     def _take_stock(self):
         """Write what is left to write of attempts whose connection broke, and give back what was claimed unknowingly."""
@@ -209,7 +226,7 @@ class QueueWorker:
                 claim, error = self._lost[0]
                 self._postpone(cr, claim, error)
                 self._lost.pop(0)
-            known = self.pool.claims()
+            known = self.pool.claims() | self._monitor.claims()
             for job_id, claim_seq in queries.claimed_by(cr, self.name).items():
                 if known.get(job_id) != claim_seq:
                     attempts.give_back(cr, SimpleNamespace(id=job_id, claim_seq=claim_seq))
@@ -237,6 +254,7 @@ class QueueWorker:
             self._start_over()
         if self._lost:
             self._take_stock()
+            self._probe()
         self._give_back(self.pool.take_waiting(longer_than=GIVE_BACK_AFTER_SECONDS), "the threads are busy")
         free, count = self.pool.demand()
         if self._is_paused():
@@ -248,17 +266,18 @@ class QueueWorker:
     def _claim(self, free, count):
         rows, registry_changed = [], False
         with self._connection.transaction() as cr:
-            due_in, channels, throttled, busy, alive, modules_changing = queries.open_channels(cr, self.name, count)
+            opened = self._claiming.open_channels(cr, self.name, count)
+            due_in, channels, throttled, busy, queued, alive, modules_changing = opened
             if alive and channels and not modules_changing:
-                rows = queries.claim(cr, self.name, channels, free, count)
+                rows = self._claiming.claim(cr, self.name, channels, free, count)
             claims = [Claim(*row) for row in rows]
             if claims:
                 if throttled:
-                    queries.record_starts(cr, [claim.channel for claim in claims if claim.channel in throttled])
-                registry_changed = self._refresh_registry(cr)
+                    self._claiming.record_starts(cr, [claim.channel for claim in claims if claim.channel in throttled])
+                registry_changed = self._has_registry_changed(cr)
         if registry_changed:
             self._give_back(claims, "modules have changed")
-            return self.poll_timeout
+            return self._follow_registry()
         self.pool.submit(claims)
         if not alive:
             self._buried = True
@@ -274,24 +293,32 @@ class QueueWorker:
             return random.uniform(0.5, 1) * BUSY_CHANNEL_WAIT_SECONDS
         if len(claims) == count:
             return 0
-        return self.poll_timeout if due_in is None else min(due_in, self.poll_timeout)
+        wait = min(self.poll_timeout, FULL_CHANNEL_WAIT_SECONDS) if queued and not claims else self.poll_timeout
+        return wait if due_in is None else min(due_in, wait)
 
     def _mark_due(self):
         with self._connection.transaction() as cr:
-            queries.mark_due(cr)
+            self._claiming.mark_due(cr)
 
-    def _refresh_registry(self, cr):
-        """Follow changes that other processes made to modules and caches.
-
-        :return: whether somebody else is to take over because code may have changed
-        """
-        registry = Registry(self.db_name)
-        if registry.registry_sequence != registry.get_sequences(OdooCursor(cr))[0] and self._on_registry_changed:
-            self._on_registry_changed()
+    def _has_registry_changed(self, cr):
+        """Whether other processes installed or upgraded modules; follows what they changed in caches."""
+        registry, cr = Registry(self.db_name), queries.OdooCursor(cr)
+        if registry.registry_sequence != registry.get_sequences(cr)[0]:
             return True
-        if registry.check_signaling(OdooCursor(cr)) is not registry:
-            events.registry_reloaded(self.db_name)
+        registry.check_signaling(cr)
         return False
+
+    def _follow_registry(self):
+        """After modules were installed or upgraded: have a new process take over, or at least load the new registry.
+
+        :return: seconds until the next step
+        """
+        if self._on_registry_changed:
+            self._on_registry_changed()
+            return self.poll_timeout
+        Registry(self.db_name).check_signaling()
+        events.registry_reloaded(self.db_name)
+        return 0
 
     def _start_over(self):
         """After others took this worker for dead: nothing it runs is its own any more."""
@@ -302,12 +329,14 @@ class QueueWorker:
         self.name = None
         self._register()
 
-    def on_beat(self, pause_requested):
-        """Called by the monitor with the answer to a heartbeat, ``None`` if the worker was taken for dead."""
-        if pause_requested is None:
-            self._buried = True
-        self._pause_asked = bool(pause_requested)
-        self._wake()
+    def on_beat(self, name, pause_requested):
+        """Called by the monitor with the answer to a heartbeat of ``name``, ``None`` if it was taken for dead."""
+        if name != self.name:
+            return
+        buried, pause_asked = pause_requested is None, bool(pause_requested)
+        if buried or pause_asked != self._pause_asked:
+            self._buried, self._pause_asked = buried, pause_asked
+            self._wake()
 
     # --- pausing -----------------------------------------------------------------------------------------------------
 
@@ -331,21 +360,39 @@ class QueueWorker:
         with contextlib.suppress(OSError):  # full: it will wake anyway; closed: there is nobody to wake
             self._wake_sender.send(b".")
 
+    def _nap(self, seconds):
+        """Wait, unless stopped. Not on the event: a signal handler that sets it while this thread waits may deadlock."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self.stopping:
+            time.sleep(min(left, LONGEST_NAP_SECONDS))
+
     def _wait(self, seconds):
         """Wait for a notification, for :meth:`_wake`, or for the time to pass.
 
         :raise psycopg2.Error: the connection broke
         """
+        if self._connection.is_open and self._hear():
+            return
         while seconds > 0 and not self.stopping:
             nap = min(seconds, LONGEST_NAP_SECONDS)
             watched = [self._wake_receiver, self._connection] if self._connection.is_open else [self._wake_receiver]
             ready, _writable, _failed = select.select(watched, [], [], nap)
-            if self._connection in ready and self._connection.notifications():
+            if self._connection in ready and self._hear():
                 return
             if self._wake_receiver in ready:
                 self._wake_receiver.recv(4096)
                 return
             seconds -= nap
+
+    def _hear(self):
+        """Take the notifications that have come; whether there were any.
+
+        :raise psycopg2.Error: the connection broke
+        """
+        notifications = self._connection.notifications()
+        for notification in notifications:
+            self._claiming.hear(notification.payload)
+        return bool(notifications)
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 

@@ -6,48 +6,45 @@ from .. import attempts, graph, queries
 from ..exception import WorkerDiedJobError
 from . import events
 
-BATCH = 200
+BATCH = 100
 SWEEP_BATCH = 5000
 
 
 def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, how="its heartbeat stopped"):
-    """Take back the jobs of workers that are dead.
+    """Take back a batch of the jobs of workers that are dead.
 
     What had begun counts as a failed attempt; what had only been claimed ahead does not.
 
     :param connection: :class:`~.connection.Connection`
     :param str buried: name of a worker that is known to be dead
     :param str how: what is known of its end
+    :return: whether there may be more
     """
     with connection.transaction() as cr:
         queries.bury_workers(cr, stale_after_seconds, buried)
-    while True:
-        failed, recovered = [], []
-        with connection.transaction() as cr:
-            for row in queries.orphaned_jobs(cr, stale_after_seconds, BATCH):
-                job = SimpleNamespace(
-                    id=row[0], claim_seq=row[1], worker_id=row[2], attempts=row[4], max_retries=row[5]
-                )
-                begun, cancel_requested, exc_info, duration = row[3], *row[6:9]
-                recovered.append(job.id)
-                if not begun:
-                    attempts.give_back(cr, job)
-                elif cancel_requested:
-                    attempts.stop(cr, job, duration)
+    failed, recovered = [], []
+    with connection.transaction() as cr:
+        for row in queries.orphaned_jobs(cr, stale_after_seconds, BATCH):
+            job = SimpleNamespace(id=row[0], claim_seq=row[1], worker_id=row[2], attempts=row[4], max_retries=row[5])
+            begun, cancel_requested, exc_info, duration = row[3], *row[6:9]
+            recovered.append(job.id)
+            if not begun:
+                attempts.give_back(cr, job)
+            elif cancel_requested:
+                attempts.stop(cr, job, duration)
+                failed.append(job.id)
+            else:
+                known = how if job.worker_id == buried else "its heartbeat stopped"
+                error = WorkerDiedJobError(f"worker {job.worker_id} is gone: {known}")
+                text = "\n".join(filter(None, [exc_info, attempts.error_text(error)]))
+                following = attempts.fail(cr, job, text, outcome="died", duration=duration, max_backoff=max_backoff)
+                if following and following.transition == "fail":
                     failed.append(job.id)
-                else:
-                    known = how if job.worker_id == buried else "its heartbeat stopped"
-                    error = WorkerDiedJobError(f"worker {job.worker_id} is gone: {known}")
-                    text = "\n".join(filter(None, [exc_info, attempts.error_text(error)]))
-                    following = attempts.fail(cr, job, text, outcome="died", duration=duration, max_backoff=max_backoff)
-                    if following and following.transition == "fail":
-                        failed.append(job.id)
-        if recovered:
-            events.jobs_recovered(recovered)
-        if failed:
-            settle_children(connection, failed)
-        if len(recovered) < BATCH:
-            return
+    if recovered:
+        events.jobs_recovered(recovered)
+    if failed:
+        settle_children(connection, failed)
+    return len(recovered) == BATCH
 
 
 def settle_children(connection, job_ids):

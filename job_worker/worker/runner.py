@@ -4,19 +4,20 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 
 import psutil
 import psycopg2
-
-from odoo import http, sql_db
+from odoo import http
 from odoo.service.db import list_dbs
 from odoo.tools import config
 
 from .. import queries
 from ..lifecycle import MAX_BACKOFF_SECONDS
 from . import events
-from .queue_worker import QueueWorker, new_worker_name
+from .connection import Connection
+from .queue_worker import QueueWorker
 
 DISCOVER_SECONDS = 15.0
 TICK_SECONDS = 0.5
@@ -57,21 +58,27 @@ class QueueJobRunner:
     so that one in trouble does not hold up the others.
 
     :param Options options: see :class:`Options`
+    :param str name: of the worker of the first database, made up by default; the others get names of their own
     :param predecessors: see :class:`QueueWorker`
     :param on_recycle: called with a reason when the process should be replaced; by default it goes on
     """
 
     def __init__(self, options=None, *, name=None, predecessors=(), on_recycle=None):
         self._options = options or Options(concurrency=default_concurrency())
-        self._name = name or new_worker_name()
+        self._name = name
         self._predecessors = predecessors
         self._on_recycle = on_recycle
         self._serving = {}
-        self._stop_event = threading.Event()
+        self._leaving = []
+        self._signals = deque()
+        self._paused = False
+        self._stopping = False
+        self._stop_asked = 0
         self._recycling = False
         self._code_changed = False
         self._began = time.monotonic()
         self._next_discovery = 0.0
+        self._found = None
         self._process = psutil.Process()
         self._parent_pid = os.getppid()
 
@@ -82,60 +89,107 @@ class QueueJobRunner:
 
     def run(self):
         """Serve until :meth:`stop`."""
-        while not self._stop_event.wait(TICK_SECONDS if self._next_discovery else 0):
-            if time.monotonic() >= self._next_discovery:
-                self._next_discovery = time.monotonic() + DISCOVER_SECONDS
+        for db_name in self._options.databases:
+            self._serve(db_name)
+        while not self._stopping:
+            if not self._options.databases:
                 self._discover()
             if self._on_recycle:
                 self._check_health()
-        for worker, _thread in self._serving.values():
+            self._tick(None)
+        for worker, _thread in self._all():
             worker.stop()
-        for _worker, thread in self._serving.values():
-            thread.join()
+        for _worker, thread in self._all():
+            while thread.is_alive():
+                self._tick(thread)
 
-    def stop(self, *_signal):
+    def stop(self):
         """Claim no more; :meth:`run` returns when the running jobs have finished. A second call interrupts them."""
-        again = self._stop_event.is_set()
-        self._stop_event.set()
-        for worker, _thread in self._serving.copy().values():
-            if again:
+        self._stop_asked += 1
+        self._stopping = True
+        for worker, _thread in self._all():
+            if self._stop_asked > 1:
                 worker.stop_now()
             else:
                 worker.stop()
 
+    def drain(self):
+        """Like :meth:`stop`, but a call of that does not count as the second one after this."""
+        self._stopping = True
+
     def pause(self, paused=True):
         """Claim no more until ``pause(False)``; running jobs go on."""
-        for worker, _thread in self._serving.copy().values():
+        self._paused = paused
+        for worker, _thread in self._all():
             worker.pause(paused)
 
     def handle_signals(self):
-        """SIGTERM and SIGINT stop, a second one at once; SIGUSR1 pauses, SIGUSR2 resumes."""
-        signal.signal(signal.SIGTERM, self.stop)
-        signal.signal(signal.SIGINT, self.stop)
-        signal.signal(signal.SIGUSR1, lambda *_signal: self.pause())
-        signal.signal(signal.SIGUSR2, lambda *_signal: self.pause(False))
+        """SIGTERM and SIGINT stop, a second one at once; SIGUSR1 pauses, SIGUSR2 resumes; SIGHUP drains."""
+        for number in self._signal_handlers():
+            # Only noted here: what happens inside of a handler may wait for a lock that the interrupted code holds.
+            signal.signal(number, lambda number, _frame: self._signals.append(number))
+
+    def _signal_handlers(self):
+        return {
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
+            signal.SIGHUP: self.drain,
+            signal.SIGUSR1: self.pause,
+            signal.SIGUSR2: lambda: self.pause(False),
+        }
+
+    def _tick(self, thread):
+        """Wait a little, for the end of ``thread`` if there is one; then act on the signals that came."""
+        if thread:
+            thread.join(TICK_SECONDS)
+        elif not self._signals:
+            time.sleep(TICK_SECONDS)
+        while self._signals:
+            self._signal_handlers()[self._signals.popleft()]()
+
+    def _all(self):
+        """The workers with their threads, also of databases that are not served any more but still have running jobs."""
+        return [*self._serving.values(), *self._leaving]
 
     def _discover(self):
-        wanted = set(self._options.databases or databases_with_addon())
-        for db_name in sorted(wanted - set(self._serving)):
-            self._serve(db_name)
-        for db_name in sorted(set(self._serving) - wanted):
+        """Look around now and then, in a thread because a database may keep it waiting; follow what was found."""
+        if time.monotonic() >= self._next_discovery:
+            self._next_discovery = float("inf")
+            threading.Thread(target=self._look_around, name="job_worker.discovery", daemon=True).start()
+        if self._found is not None:
+            found, self._found = self._found, None
+            self._follow(found)
+
+    def _look_around(self):
+        try:
+            self._found = databases_with_addon()
+        finally:
+            self._next_discovery = time.monotonic() + DISCOVER_SECONDS
+
+    def _follow(self, found):
+        """Serve the databases that have the addon, leave those that don't. One that could not be asked stays as it is."""
+        self._leaving = [(worker, thread) for worker, thread in self._leaving if thread.is_alive()]
+        for db_name, has_addon_now in found.items():
+            if has_addon_now and db_name not in self._serving:
+                events.database_added(db_name)
+                self._serve(db_name)
+        for db_name in [name for name in self._serving if found.get(name, False) is False]:
             worker, thread = self._serving.pop(db_name)
             events.database_dropped(db_name)
             worker.stop()
-            thread.join(TICK_SECONDS)
+            self._leaving.append((worker, thread))
 
     def _serve(self, db_name):
-        if not self._options.databases:
-            events.database_added(db_name)
+        name, self._name = self._name, None
         worker = QueueWorker(
             db_name,
             **self._options.for_worker(),
-            name=self._name,
+            name=name,
             predecessors=self._predecessors,
             on_registry_changed=self._registry_changed if self._on_recycle else None,
             on_thread_abandoned=lambda: self._recycle("a job's thread could not be interrupted"),
         )
+        worker.pause(self._paused)
         thread = threading.Thread(target=worker.run, name=f"job_worker.{db_name}", daemon=True)
         self._serving[db_name] = worker, thread
         thread.start()
@@ -149,7 +203,7 @@ class QueueJobRunner:
             self._recycling = True
             events.process_recycled(reason)
             self._on_recycle(reason)
-            self._stop_event.set()
+            self.drain()
 
     def _check_health(self):
         options = self._options
@@ -174,20 +228,25 @@ def default_concurrency():
 
 
 def databases_with_addon():
-    """Names of the databases that have the addon installed, as ``db_name`` and ``dbfilter`` allow."""
+    """Which of the databases that ``db_name`` and ``dbfilter`` allow have the addon installed.
+
+    :return: ``{name: True, False or None where the database could not be asked}``; ``None`` if the server could not
+    """
     try:
         names = config["db_name"] or http.db_filter(list_dbs(force=True), host="")
     except psycopg2.Error:
-        return []
-    return [name for name in names if has_addon(name)]
+        return None
+    return {name: has_addon(name) for name in names}
 
 
 def has_addon(db_name):
-    """Whether a database can be reached and has the addon installed."""
+    """Whether a database has the addon installed, ``None`` if it could not be asked."""
+    # not through Odoo's pool: there, closing what a database leaves open closes what its jobs run on too
+    connection = Connection(db_name)
     try:
-        with sql_db.db_connect(db_name).cursor() as cr:
+        with connection.transaction() as cr:
             return queries.addon_is_installed(cr)
     except psycopg2.Error:
-        return False
+        return None
     finally:
-        sql_db.close_db(db_name)
+        connection.close()

@@ -1,5 +1,6 @@
 """The parent of the worker processes: starts them, replaces them, passes signals on. It holds no database connection."""
 
+import gc
 import logging
 import os
 import resource
@@ -11,7 +12,6 @@ import uuid
 from dataclasses import dataclass, field
 
 import psutil
-
 from odoo import sql_db
 from odoo.modules.registry import Registry
 from odoo.tools import config
@@ -21,11 +21,11 @@ from .runner import QueueJobRunner
 
 CODE_CHANGED_EXIT = 3
 DRAINING_VARIABLE = "JOB_WORKER_DRAINING"
-TICK_SECONDS = 0.5
+TICK_SECONDS = 0.25
 QUICK_DEATH_SECONDS = 10.0
 FIRST_RESTART_WAIT_SECONDS = 0.25
 LONGEST_RESTART_WAIT_SECONDS = 30.0
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2}
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
 
 @dataclass
@@ -59,31 +59,43 @@ class Supervisor:
 
         :return: exit status
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._draining = {int(pid): None for pid in os.environ.pop(DRAINING_VARIABLE, "").split(",") if pid}
         self._seats = [Seat() for _seat in range(self.processes)]
         self._recycle_receiver, self._recycle_sender = os.pipe()
         os.set_blocking(self._recycle_receiver, False)
-        preload(self.options.databases)
+        self._preload()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         while not self._stops or self._pids():
             if not self._stops:
                 self._fill_seats()
-            self._on_signal(signal.sigtimedwait(SIGNALS, TICK_SECONDS))
+            time.sleep(TICK_SECONDS)
+            # Signals are blocked and asked for. Not with sigtimedwait(): in a process that was stopped and continued it
+            # may return one that never came.
+            while pending := signal.sigpending() & SIGNALS:
+                self._on_signal(signal.sigwait(pending))
             self._reap()
             self._read_recycling()
             self._enforce_memory()
         return 0
 
+    def _preload(self):
+        """Load registries before forking, so that the processes share their memory. A signal to stop ends that too."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_signal: sys.exit(0))
+        signal.pthread_sigmask(signal.SIG_SETMASK, SIGNALS - {signal.SIGTERM, signal.SIGINT})
+        try:
+            preload(self.options.databases)
+        except SystemExit:
+            self._stops += 1
+
     def _pids(self):
         return [seat.pid for seat in self._seats if seat.pid] + list(self._draining)
 
-    def _on_signal(self, info):
-        if info is None or info.si_signo == signal.SIGCHLD:
-            return
-        if info.si_signo in (signal.SIGTERM, signal.SIGINT):
+    def _on_signal(self, number):
+        if number in (signal.SIGTERM, signal.SIGINT):
             self._stops += 1
         for pid in self._pids():
-            os.kill(pid, signal.SIGTERM if info.si_signo == signal.SIGINT else info.si_signo)
+            os.kill(pid, signal.SIGTERM if number == signal.SIGINT else number)
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
@@ -108,11 +120,14 @@ class Supervisor:
         status = 1
         try:
             os.setpgrp()  # Ctrl-C in a terminal reaches the supervisor alone
-            runner = QueueJobRunner(self.options, name=name, predecessors=predecessors, on_recycle=self._ask_to_be_replaced)
+            runner = QueueJobRunner(
+                self.options, name=name, predecessors=predecessors, on_recycle=self._ask_to_be_replaced
+            )
             runner.handle_signals()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             if limit := config["limit_memory_hard"]:
-                resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+                # Not of the address space, as Odoo does: there every thread takes more than it will ever use.
+                resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
             runner.run()
             status = CODE_CHANGED_EXIT if runner.code_changed else 0
         except BaseException as error:  # noqa: BLE001 a forked child must not unwind into its parent's stack
@@ -147,7 +162,9 @@ class Supervisor:
             if not pid:
                 break
             code = os.waitstatus_to_exitcode(status)
-            code_changed |= code == CODE_CHANGED_EXIT
+            # one that was started before this program was: it was told to leave because of the same change
+            inherited = self._draining.get(pid, "") is None
+            code_changed |= code == CODE_CHANGED_EXIT and not inherited
             self._vacate(pid, code)
         if code_changed and not self._stops:
             self._start_anew()
@@ -174,7 +191,7 @@ class Supervisor:
         """Load the code of upgraded modules: a new program in this process, while the old workers finish their jobs."""
         events.supervisor_reexecuted()
         for pid in self._pids():
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGHUP)
         os.environ[DRAINING_VARIABLE] = ",".join(map(str, self._pids()))
         logging.shutdown()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -198,6 +215,8 @@ def preload(databases):
             Registry(db_name)
         except Exception as error:  # noqa: BLE001 the workers keep trying
             events.unexpected(f"registry of {db_name}", error)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: the workers' collections need not walk it, nor copy its pages
 
 
 def describe_exit(code):

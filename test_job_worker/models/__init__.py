@@ -1,1 +1,1 @@
-from . import job_ledger, test_job_target
+from . import demo_partner, job_ledger, queue_job, test_job_target

@@ -36,6 +36,12 @@ class TestJobTarget(models.Model):
     user_id = fields.Many2one("res.users")
     company_id = fields.Many2one("res.company")
 
+    def _job_store_values(self, job_vals):
+        values = super()._job_store_values(job_vals)
+        if tag := self.env.context.get("test_job_tag"):
+            values["test_tag"] = tag
+        return values
+
     def job_nothing(self):
         """Nothing at all: what is left is the queue's own cost."""
 
@@ -91,6 +97,15 @@ class TestJobTarget(models.Model):
         """Write to the ledger, then raise: nothing of it may stay."""
         self.job_ledger(key)
         self.job_fail(kind)
+
+    def job_ledger_then(self, key, method, *args):
+        """Write to the ledger, then call another job's method."""
+        self.job_ledger(key)
+        return getattr(self, method)(*args)
+
+    def job_clock(self):
+        """What time of day this host takes it for, in seconds since 1970."""
+        return time.time()
 
     def job_increment(self):
         """Read and write the same record as many others: conflicts are certain."""

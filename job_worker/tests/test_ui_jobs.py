@@ -1,0 +1,281 @@
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest.mock import patch
+
+from odoo.exceptions import AccessError
+from odoo.modules.registry import DummyRLock, Registry
+from odoo.tests import HttpCase, new_test_user, tagged
+
+from .. import attempts
+from ..delay import chain, group
+from ..lifecycle import move
+from ..models.queue_job_display import error_line
+from .case import JobCase
+from .common import external_env
+
+TRACEBACK = """Traceback (most recent call last):
+  File "/addons/sale/models/sale.py", line 12, in job_export
+    raise ValueError("the warehouse is closed")
+    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+ValueError: the warehouse is closed
+try again tomorrow
+"""
+JOBS = "/odoo/background-jobs"
+
+
+@tagged("post_install", "-at_install", "job_worker")
+class TestJobTours(HttpCase):
+    """In a real browser, with a real worker: so everything here is committed, and removed in the end."""
+
+    registry_test_mode = False
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        # what HttpCase has written but not committed, requests would wait for
+        type(cls.cr).rollback(cls.cr)
+        # held by whoever runs the tests; requests would wait for it too
+        cls.startClassPatcher(patch.object(Registry, "_lock", DummyRLock()))
+
+    def setUp(self):
+        super().setUp()
+        if "test.job.target" not in self.env:
+            self.skipTest("the addon test_job_worker is not installed")
+        self.addCleanup(self._clean_up)
+        with external_env(self.env) as (_cr, env):
+            self.target_id = env["test.job.target"].create({"name": "A record with jobs"}).id
+
+    def _clean_up(self):
+        with external_env(self.env) as (cr, env):
+            cr.execute("DELETE FROM queue_job")
+            cr.execute("DELETE FROM test_job_ledger")
+            env["test.job.target"].browse(self.target_id).unlink()
+
+    @contextmanager
+    def committed(self):
+        """``(cr, record to enqueue jobs on)``; committed at the end of the block."""
+        with external_env(self.env) as (cr, env):
+            yield cr, env["test.job.target"].browse(self.target_id)
+
+    @contextmanager
+    def worker(self):
+        """A worker that runs jobs while the block runs."""
+        from ..worker import QueueWorker  # noqa: PLC0415 models and their tests get along without
+
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=QueueWorker(self.env.cr.dbname, concurrency=1, stop_event=stop).run, name="worker of a tour"
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(60)
+            self.assertFalse(thread.is_alive(), "the worker did not stop")
+
+    def failed_job(self, target, cr):
+        job = target.with_delay(description="Export to the warehouse").job_ledger("exported")
+        move(cr, "claim", job.ids, worker_id="a worker")
+        job.invalidate_recordset()
+        claim = SimpleNamespace(id=job.id, claim_seq=job.claim_seq, attempts=5, max_retries=5)
+        attempts.fail(cr, claim, TRACEBACK, duration=7)
+        return job
+
+    def test_find_a_failed_job_read_why_requeue_it_see_it_done(self):
+        with self.committed() as (cr, target):
+            self.failed_job(target, cr)
+            target.with_delay(description="Something else", eta=3600).job_nothing()
+        with self.worker():
+            self.start_tour(JOBS, "job_worker_requeue_failed_job", login="admin")
+        with self.committed() as (_cr, target):
+            self.assertEqual(target.env["test.job.ledger"].search_count([("key", "=", "exported")]), 1)
+
+    def test_cancel_a_running_job(self):
+        with self.committed() as (_cr, target):
+            job_id = target.with_delay(description="Count every grain").job_sleep_in_database(120).id
+        with self.worker():
+            self.start_tour(JOBS, "job_worker_cancel_running_job", login="admin")
+        with self.committed() as (_cr, target):
+            self.assertEqual(target.env["queue.job"].browse(job_id).state, "cancelled")
+
+    def test_click_through_a_graph(self):
+        with self.committed() as (_cr, target):
+            chain(
+                target.delayable(description="Collect the orders").job_nothing(),
+                group(
+                    target.delayable(description="Print the labels").job_nothing(),
+                    target.delayable(description="Update the stock").job_nothing(),
+                ),
+                target.delayable(description="Tell the manager").job_nothing(),
+            ).delay()
+        self.start_tour(JOBS, "job_worker_graph", login="admin")
+
+    def test_requeue_several_jobs_at_once_and_be_told_what_was_skipped(self):
+        with self.committed() as (cr, target):
+            jobs = [target.with_delay(description=f"Bulk {number}").job_nothing() for number in (1, 2)]
+            jobs.append(target.with_delay(description="Bulk 3", identity_key="one only").job_nothing())
+            move(cr, "cancel", [job.id for job in jobs])
+            target.with_delay(description="The other", identity_key="one only").job_nothing()
+        self.start_tour(JOBS, "job_worker_bulk_requeue", login="admin")
+
+    def test_from_a_record_to_its_jobs_and_back(self):
+        with self.committed() as (cr, target):
+            self.failed_job(target, cr)
+            view = target.env["ir.ui.view"].create(
+                {
+                    "name": "test.job.target.form",
+                    "model": "test.job.target",
+                    "priority": 1,
+                    "arch": """
+                        <form><sheet>
+                            <div class="oe_button_box" name="button_box"><widget name="job_worker_jobs"/></div>
+                            <field name="name"/>
+                        </sheet></form>
+                    """,
+                }
+            )
+        try:
+            self.start_tour(f"/odoo/test.job.target/{self.target_id}", "job_worker_record_button", login="admin")
+        finally:
+            with self.committed() as (_cr, target):
+                target.env["ir.ui.view"].browse(view.id).unlink()
+
+
+@tagged("post_install", "-at_install", "job_worker")
+class TestJobDisplay(JobCase):
+    def test_the_reason_is_the_exception_not_its_traceback(self):
+        self.assertEqual(error_line(TRACEBACK), "ValueError: the warehouse is closed")
+        chained = TRACEBACK + "\nDuring handling of the above exception, another exception occurred:\n\n" + TRACEBACK
+        self.assertEqual(error_line(chained), "ValueError: the warehouse is closed")
+        self.assertEqual(error_line("Parent job 7 failed"), "Parent job 7 failed")
+        self.assertFalse(error_line(None))
+        self.assertFalse(error_line(" \n"))
+
+    def test_every_state_says_where_the_job_stands(self):
+        for state, words in [
+            ("waiting", "Waits for"),
+            ("pending", ""),
+            ("started", "Attempt 1 of 6, running for"),
+            ("done", "Taken for done by hand"),
+            ("failed", "Failed"),
+            ("cancelled", "Cancelled"),
+        ]:
+            with self.subTest(state):
+                job = self.in_state(state)
+                self.assertTrue(job.standing.startswith(words), job.standing)
+                self.assertTrue(job.standing)
+
+    def test_a_retry_is_announced_with_its_number_and_time(self):
+        job = self.enqueue("job_fail")
+        claim = self.start(job)
+        attempts.fail(self.cr, claim, TRACEBACK, duration=7)
+        job.env.invalidate_all()
+        self.assertRegex(job.standing, r"^Attempt 2 of 6, next try in (9\.\d|10) s$")
+        self.assertEqual([entry["outcome"] for entry in job.timeline], ["failed"])
+        self.assertEqual(job.timeline[0]["reason"], "ValueError: the warehouse is closed")
+
+    def test_a_paused_channel_is_named_as_what_a_job_waits_for(self):
+        self.env["queue.limit"].create({"name": "test.paused.display", "limit": 0})
+        job = self.enqueue(channel="test.paused.display")
+        self.assertEqual(job.standing, "The channel test.paused.display is paused")
+
+    def test_the_call_is_told_with_the_names_of_its_records(self):
+        job = self.enqueue("job_succeed")
+        self.assertEqual(job.summary, f"Job succeed on Target of Test Jobs target, as {self.env.user.name}")
+
+    def test_the_summary_tells_no_name_to_who_may_not_read_the_record(self):
+        user = new_test_user(self.env, "summary", "job_worker.group_queue_job_user")
+        secret = self.env["ir.config_parameter"].create({"key": "job_worker.secret", "value": "x"})
+        job = secret.with_user(user).sudo().with_delay().job_whatever()
+        self.assertIn("job_worker.secret", job.summary)
+        self.assertIn(f"#{secret.id}", job.with_user(user).sudo(False).summary)
+
+    def test_arguments_are_readable(self):
+        job = self.target.with_delay().job_echo(5, "text", target=self.target)
+        self.assertEqual(job.arguments_display.splitlines(), ["5", '"text"', f"target = test.job.target({self.target.id})"])
+
+    def test_jobs_are_found_by_their_record(self):
+        job = self.enqueue()
+        found = self.env["queue.job"].search([("record_ref", "=", f"test.job.target,{self.target.id}")])
+        self.assertEqual(found, job)
+        self.assertIn(job, self.env["queue.job"].search([("record_ref", "ilike", str(self.target.id))]))
+        self.assertFalse(self.env["queue.job"].search([("record_ref", "=", "nonsense")]))
+
+    def test_overdue_means_due_for_long(self):
+        late, fresh, later = self.enqueue(), self.enqueue(), self.enqueue(eta=3600)
+        self.set_column(late, "create_date", "2020-01-01")
+        found = self.env["queue.job"].search([("is_overdue", "=", True)])
+        self.assertIn(late, found)
+        self.assertNotIn(fresh, found)
+        self.assertNotIn(later, found)
+        self.assertEqual((late | fresh | later).mapped("is_overdue"), [True, False, False])
+
+    # --- buttons ---------------------------------------------------------------------------------------------------------
+
+    def test_a_bulk_action_tells_what_it_skipped_and_why(self):
+        jobs = self.in_state("failed") | self.in_state("done") | self.in_state("started") | self.in_state("pending")
+        message = jobs.button_requeue()["params"]["message"]
+        self.assertEqual(message, "2 jobs requeued. Skipped: 1 started, 1 pending.")
+
+    def test_run_next_puts_a_job_before_all_others_of_its_channel(self):
+        first = self.enqueue(channel="test.next", priority=1)
+        job = self.enqueue(channel="test.next", eta=3600)
+        job.button_run_next()
+        self.assertFalse(job.scheduled_at)
+        self.assertTrue(job.is_due)
+        self.assertLess(job.priority, first.priority)
+
+    def test_run_next_leaves_what_is_not_pending(self):
+        job = self.in_state("done", priority=7)
+        self.assertEqual(job.button_run_next()["params"]["type"], "warning")
+        self.assertEqual(job.priority, 7)
+
+    # --- graph -----------------------------------------------------------------------------------------------------------
+
+    def three_levels(self, target=None):
+        target = target or self.target
+        return chain(
+            target.delayable().job_nothing(),
+            group(*[target.delayable().job_nothing() for _number in range(3)]),
+            group(*[target.delayable().job_nothing() for _number in range(2)]),
+        ).delay()
+
+    def test_a_graph_is_the_same_from_each_of_its_jobs(self):
+        jobs = self.three_levels()
+        first, middle, last = jobs.ids[0], jobs.ids[1:4], jobs.ids[4:]
+        for job in jobs:
+            data = job.graph_data()
+            self.assertEqual([node["id"] for node in data["nodes"]], jobs.ids)
+            self.assertEqual([list(map(list, edge)) for edge in data["edges"]], [[[first], middle], [middle, last]])
+            self.assertTrue(job.has_graph)
+        self.assertFalse(self.enqueue().has_graph)
+
+    def test_jobs_of_others_have_no_name_in_a_graph(self):
+        user = new_test_user(self.env, "graph", "job_worker.group_queue_job_user")
+        jobs = self.three_levels()
+        self.set_column(jobs[0], "user_id", user.id)
+        nodes = jobs[0].with_user(user).sudo(False).graph_data()["nodes"]
+        self.assertEqual([bool(node["name"]) for node in nodes], [True] + [False] * 5)
+        with self.assertRaises(AccessError):
+            jobs[1].with_user(user).sudo(False).graph_data()
+
+    # --- seen from the record --------------------------------------------------------------------------------------------
+
+    def test_a_record_counts_its_jobs_by_state(self):
+        for state in ("failed", "pending", "pending"):
+            self.in_state(state)
+        summary = self.env["queue.job"].record_jobs_summary("test.job.target", self.target.id)
+        self.assertEqual(summary, {"failed": 1, "pending": 2})
+        action = self.env["queue.job"].record_jobs_action("test.job.target", self.target.id)
+        self.assertEqual(self.env["queue.job"].search_count(action["domain"]), 3)
+
+    def test_only_who_may_see_jobs_is_told_of_them(self):
+        self.enqueue()
+        for groups in ("base.group_user", "base.group_portal"):
+            user = new_test_user(self.env, f"outside {groups}", groups)
+            jobs = self.env["queue.job"].with_user(user)
+            self.assertEqual(jobs.record_jobs_summary("test.job.target", self.target.id), {})
+        own = new_test_user(self.env, "own jobs", "job_worker.group_queue_job_user")
+        self.assertEqual(self.env["queue.job"].with_user(own).record_jobs_summary("test.job.target", self.target.id), {})

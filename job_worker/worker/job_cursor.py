@@ -1,0 +1,99 @@
+"""The cursor that jobs run on: open from job to job, each in a transaction of its own."""
+
+from odoo.sql_db import Cursor, connection_info_for
+from psycopg2 import errors
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+
+from .. import queries
+
+
+class AttemptLostError(Exception):
+    """The job was recovered, cancelled or ended by somebody else: this attempt may not commit."""
+
+
+class JobCursor(Cursor):
+    """Odoo cursor of one slot.
+
+    Taking a connection from Odoo's pool costs two round trips to the server, each ``BEGIN`` and ``COMMIT`` another. Here
+    psycopg2 is in autocommit mode and the transactions are begun and ended by this class, so that the end of one job and
+    the beginning of the next are a single round trip. A transaction is open whenever job code runs, whichever way that
+    code gets to the connection. Settings that a job made with ``SET`` end with it.
+
+    :param pool: pool of connections, see :class:`odoo.sql_db.ConnectionPool`
+    :param str db_name: database
+    :param bool prepare: keep the hot statement prepared in the session, which some poolers can't
+    """
+
+    def __init__(self, pool, db_name, prepare=True):
+        _name, info = connection_info_for(db_name)
+        super().__init__(pool, db_name, info)
+        self._cnx.autocommit = True
+        self._claim = None
+        self._finish = queries.FINISH
+        if prepare:
+            # each time: a connection that comes from the pool has been reset, which forgets what was prepared
+            self._finish = queries.EXECUTE_FINISH
+            self._send(queries.PREPARE_FINISH)
+
+    @property
+    def broken(self):
+        return bool(self._cnx.closed)
+
+    def begin(self, claim):
+        """Begin the transaction of a claimed job, with nothing left of the one before."""
+        self.cache.clear()
+        self.transaction = None
+        self._claim = claim
+        if self._is_idle():
+            self._send(queries.BEGIN)
+
+    def finish(self, result, duration):
+        """End the job as done: its writes and its ``done`` in one commit. The next transaction has begun then.
+
+        :param str result: JSON text or ``None``
+        :param float duration: seconds
+        :raise AttemptLostError: the attempt does not own the job any more; nothing was committed
+        """
+        self.flush()
+        claim = self._claim
+        parameters = {"id": claim.id, "claim_seq": claim.claim_seq, "result": result, "duration": duration}
+        try:
+            self._send(f"{self._finish}; RESET ALL; COMMIT; {queries.BEGIN}", parameters)
+        except errors.DivisionByZero as error:
+            raise AttemptLostError from error
+        self._after_commit()
+
+    def commit(self):
+        """For job code that commits by itself: it may, while its attempt owns the job.
+
+        :raise AttemptLostError: it does not
+        """
+        self.flush()
+        if not queries.lock_attempt(self, self._claim.claim_seq, self._claim.id):
+            raise AttemptLostError
+        self._send(f"COMMIT; {queries.BEGIN}")
+        self._after_commit()
+
+    def rollback(self):
+        self.clear()
+        self.postcommit.clear()
+        self.prerollback.run()
+        if not self.broken and not self._is_idle():
+            # while it is being closed there is no other transaction to begin
+            self._send("ROLLBACK" if "_obj" not in vars(self) else f"ROLLBACK; {queries.BEGIN}")
+        self._now = None
+        self.postrollback.run()
+
+    def _after_commit(self):
+        self.clear()
+        self._now = None
+        self.prerollback.clear()
+        self.postrollback.clear()
+        self.postcommit.run()
+
+    def _is_idle(self):
+        return self._cnx.get_transaction_status() == TRANSACTION_STATUS_IDLE
+
+    def _send(self, sql, parameters=None):
+        with self._cnx.cursor() as raw:
+            raw.execute(sql, parameters)

@@ -1,0 +1,69 @@
+"""`make lint`: ruff, pylint-odoo, and the rules of this house that no linter knows."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.console import say
+from tools.paths import ADDONS, PYTHON, ROOT
+
+# Where the addon's SQL may be.
+SQL_MODULES = {"job_worker/worker/claiming.py", "job_worker/queries.py", "job_worker/lifecycle.py"}
+
+
+def main() -> int:
+    addons = [addon for addon in ADDONS if (ROOT / addon).exists()]
+    commands = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pylint", *addons]]
+    failed = False
+    for command in commands:
+        say(" ".join(command))
+        failed |= bool(subprocess.run([PYTHON, "-m", *command], cwd=ROOT, check=False).returncode)
+    say("house rules")
+    for violation in sorted(violations()):
+        print(violation)
+        failed = True
+    return int(failed)
+
+
+def violations() -> Iterator[str]:
+    """Every breach of a house rule, as `file:line: what`."""
+    for folder in (*ADDONS, "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            name = path.relative_to(ROOT)
+            for node in ast.walk(ast.parse(path.read_text())):
+                if breach := next(breaches(name, node), None):
+                    yield f"{name}:{node.lineno}: {breach}"
+
+
+def breaches(name: Path, node: ast.AST) -> Iterator[str]:
+    called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+    imported = imports(name, node)
+    is_test = "tests" in name.parts
+    if is_test and called in ("time.sleep", "sleep"):
+        yield "tests wait on a condition, they don't sleep"
+    if name.parts[0] == "job_worker" and not is_test:
+        if called.endswith("cr.execute") and str(name) not in SQL_MODULES:
+            yield f"SQL belongs in {' or '.join(sorted(SQL_MODULES))}"
+        if any("tests" in module.split(".") for module in imported):
+            yield "what runs in production does not import tests"
+        if name.parts[1] == "models" and any(module.startswith("job_worker.worker") for module in imported):
+            yield "models don't know the worker"
+
+
+def imports(name: Path, node: ast.AST) -> list[str]:
+    """The modules that `node` imports, as dotted paths from the checkout's root."""
+    if isinstance(node, ast.Import):
+        modules = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        package = ".".join(name.parts[: -node.level]) + "." if node.level else ""
+        base = package + (node.module or "")
+        modules = [f"{base.rstrip('.')}.{alias.name}" for alias in node.names]
+    else:
+        modules = []
+    return [module.removeprefix("odoo.addons.") for module in modules]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
