@@ -44,7 +44,7 @@ def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACK
         cr,
         following.transition,
         [job.id],
-        claim_seq=job.claim_seq,
+        claim_seqs=[job.claim_seq],
         attempts=following.attempts,
         delay=following.delay,
         exc_info=text,
@@ -71,20 +71,28 @@ def stop(cr, job, duration=0.0):
     """
     text = "Cancelled while it was running."
     queries.record_attempt(cr, job.id, job.claim_seq, "cancelled", False, duration, text)
-    return bool(move(cr, "stop", [job.id], claim_seq=job.claim_seq, duration=duration, exc_info=text))
+    return bool(move(cr, "stop", [job.id], claim_seqs=[job.claim_seq], duration=duration, exc_info=text))
 
 
-def give_back(cr, job, *, duration=None):
-    """End an attempt that is not the job's fault: it can be claimed again at once, nothing is counted.
+def give_back(cr, job, duration):
+    """End an attempt at the worker's shutdown: the job can be claimed again at once, nothing is counted.
 
     :param job: has ``id`` and ``claim_seq``
-    :param float duration: of the attempt, in seconds; ``None`` if the job had not begun
+    :param float duration: of the attempt, in seconds
     :return: whether the attempt still owned the job
     """
-    if duration is not None:
-        text = "The worker was shut down."
-        queries.record_attempt(cr, job.id, job.claim_seq, "given_back", False, duration, text)
-    return bool(move(cr, "give_back", [job.id], claim_seq=job.claim_seq))
+    text = "The worker was shut down."
+    queries.record_attempt(cr, job.id, job.claim_seq, "given_back", False, duration, text)
+    return bool(give_back_unbegun(cr, [job]))
+
+
+def give_back_unbegun(cr, jobs):
+    """Let jobs be claimed again that were claimed and not begun.
+
+    :param jobs: each has ``id`` and ``claim_seq``
+    :return: ids of those that were still owned
+    """
+    return move(cr, "give_back", [job.id for job in jobs], claim_seqs=[job.claim_seq for job in jobs]) if jobs else []
 
 
 def postpone(cr, job, reason, delay, *, duration=0.0, database_failure=False):
@@ -101,7 +109,7 @@ def postpone(cr, job, reason, delay, *, duration=0.0, database_failure=False):
             cr,
             "postpone",
             [job.id],
-            claim_seq=job.claim_seq,
+            claim_seqs=[job.claim_seq],
             delay=delay,
             exc_info=text,
             database_failure=int(database_failure),

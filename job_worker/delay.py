@@ -5,8 +5,8 @@
         report.delayable(channel="mail").send(),
     ).delay()
 
-A graph is a set of :class:`Delayable` nodes and the edges between them. Groups and chains are ways to draw edges: a part
-of a graph begins at its *heads* and ends at its *tails*.
+A graph is a set of :class:`Delayable` nodes and the edges between them. Groups and chains are ways to draw edges: a
+part of a graph begins at its *heads* and ends at its *tails*.
 """
 
 import logging
@@ -375,7 +375,7 @@ class DelayableRecordset:
     :param options: see :meth:`~odoo.addons.job_worker.models.base.Base.with_delay`
     """
 
-    __slots__ = ("_recordset", "_options")
+    __slots__ = ("_options", "_recordset")
 
     def __init__(self, recordset, **options):
         check_options(options)

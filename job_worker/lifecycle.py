@@ -119,10 +119,10 @@ _MOVE = {
     for name, step in TRANSITIONS.items()
 }
 # An attempt may end only while it is still the one that owns the job; index: primary key.
-_FENCE = " AND claim_seq = %(claim_seq)s"
+_FENCE = " AND claim_seq = ANY(%(claim_seqs)s)"
 
 
-def move(cr, name, ids, *, claim_seq=None, **params):
+def move(cr, name, ids, *, claim_seqs=None, **params):
     """Take jobs through a transition.
 
     Jobs that are not in one of its source states stay as they are.
@@ -130,13 +130,13 @@ def move(cr, name, ids, *, claim_seq=None, **params):
     :param cr: cursor, of Odoo or of psycopg2
     :param str name: key of :data:`TRANSITIONS`
     :param ids: ids of jobs
-    :param int claim_seq: fence: only while this claim still owns the job
+    :param claim_seqs: fence: only jobs that one of these claims still owns
     :param params: what the transition's ``writes`` asks for
     :return: ids of the jobs that moved
     :rtype: list[int]
     """
-    sql = _MOVE[name] + (_FENCE if claim_seq is not None else "") + " RETURNING id, channel, priority"
-    cr.execute(sql, {"ids": list(ids), "claim_seq": claim_seq, **params})
+    sql = _MOVE[name] + (_FENCE if claim_seqs is not None else "") + " RETURNING id, channel, priority"
+    cr.execute(sql, {"ids": list(ids), "claim_seqs": claim_seqs, **params})
     moved = cr.fetchall()
     if moved and TRANSITIONS[name].target == PENDING:
         wake_workers(cr, ((channel, priority, job_id) for job_id, channel, priority in moved))

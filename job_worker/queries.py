@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from odoo.tools import SQL
 
-from .lifecycle import ACTIVE, ENDED, NOW, TRANSITIONS, WAKE_UP
+from .lifecycle import ACTIVE, ENDED, NOW, TRANSITIONS, WAKE_UP, wake_workers
 
 def prepared_statement(name, sql, types):
     """A statement with named parameters in three forms.
@@ -269,20 +269,20 @@ def put_first(cr, ids):
     :return: ids of the pending ones
     """
     cr.execute(
-        f"""
+        """
         UPDATE queue_job job
            SET scheduled_at = NULL, is_due = true,
                priority = least(priority, (SELECT priority - 1 FROM queue_job head
                                             WHERE head.state = 'pending' AND head.is_due AND head.channel = job.channel
-                                            ORDER BY channel, priority, {_RANK}, id LIMIT 1))
+                                            ORDER BY channel, priority LIMIT 1))
          WHERE id = ANY(%s) AND state = 'pending'
-        RETURNING id
+        RETURNING channel, priority, id
         """,
         (list(ids),),
     )
-    moved = [row[0] for row in cr.fetchall()]
-    wake_workers(cr)
-    return moved
+    moved = cr.fetchall()
+    wake_workers(cr, moved)
+    return [job_id for _channel, _priority, job_id in moved]
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -661,7 +661,7 @@ def backlog_by_channel(cr, jobs, overdue_seconds):
                     SELECT channel FROM queue_job WHERE state = 'pending' AND is_due AND channel > known.name
                      ORDER BY channel LIMIT 1) next
             ), bound AS (
-                SELECT greatest(least(%(rows)s / count(*), %(limit)s) / 1000 * 1000, 1000) AS rows FROM known
+                SELECT greatest(least(%(rows)s / greatest(count(*), 1), %(limit)s) / 1000 * 1000, 1000) AS rows FROM known
             )
             SELECT name, visible, looked_at = rows, oldest, overdue
               FROM known CROSS JOIN bound CROSS JOIN LATERAL (
@@ -827,13 +827,16 @@ def ends_by_bucket(cr, jobs, begin, step_seconds, buckets):
 def latency(cr, jobs, begin, sample):
     """Medians and 95th percentiles, in seconds, of the latest ``sample`` jobs that were done since ``begin``.
 
-    Jobs that had to wait for others count for their run time only; index: queue_job_ended_idx.
+    They are sought among the latest 10,000. Jobs that had to wait for others count for their run time only; index:
+    queue_job_ended_idx.
 
-    :return: ``(jobs looked at, wait p50, wait p95, run p50, run p95)``
+    :return: ``(jobs found, wait p50, wait p95, run p50, run p95)``
     """
     cr.execute(
         SQL(
             """
+            WITH queue_job AS (SELECT * FROM queue_job WHERE state = 'done' AND %(at)s >= %(begin)s
+                                ORDER BY %(at)s DESC LIMIT %(limit)s)
             SELECT count(*),
                    percentile_cont(0.5) WITHIN GROUP (ORDER BY wait), percentile_cont(0.95) WITHIN GROUP (ORDER BY wait),
                    percentile_cont(0.5) WITHIN GROUP (ORDER BY run), percentile_cont(0.95) WITHIN GROUP (ORDER BY run)
@@ -842,7 +845,7 @@ def latency(cr, jobs, begin, sample):
                                      SELECT FROM queue_job_dependency_rel WHERE job_id = "queue_job".id)
                                 THEN greatest(extract(epoch FROM started_at - %(since)s)::float, 0) END AS wait
                       FROM %(jobs)s
-                     WHERE %(rules)s AND state = 'done' AND duration IS NOT NULL AND %(at)s >= %(begin)s
+                     WHERE %(rules)s AND duration IS NOT NULL
                      ORDER BY %(at)s DESC LIMIT %(sample)s) latest
             """,
             since=_DUE_SINCE,
@@ -850,6 +853,7 @@ def latency(cr, jobs, begin, sample):
             rules=_visible(jobs),
             at=_ENDED_AT,
             begin=begin,
+            limit=COUNT_LIMIT,
             sample=sample,
         )
     )

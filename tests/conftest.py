@@ -23,9 +23,27 @@ def database() -> Iterator[str]:
     databases.drop(name)
 
 
+@pytest.fixture(scope="session")
+def shared_db() -> Iterator[Database]:
+    name = databases.clone()
+    yield from opened(name)
+    databases.drop(name)
+
+
 @pytest.fixture
-def db(database: str) -> Iterator[Database]:
-    """The same, to enqueue in and to count in."""
-    handle = Database(database)
+def db(shared_db: Database) -> Iterator[Database]:
+    """A database with both addons, empty of jobs; one for all tests, because to load its registry takes a second."""
+    yield shared_db
+    shared_db.empty()
+
+
+@pytest.fixture
+def fresh_db(database: str) -> Iterator[Database]:
+    """A database of the test's own, for tests that change more than rows."""
+    yield from opened(database)
+
+
+def opened(name: str) -> Iterator[Database]:
+    handle = Database(name)
     yield handle
     handle.close()

@@ -84,6 +84,13 @@ class Database:
         Registry.delete(self.name)
         sql_db.close_all()
 
+    def empty(self):
+        """Forget all jobs, workers and what jobs wrote."""
+        self.query(
+            "TRUNCATE queue_job, queue_job_attempt, queue_worker, queue_limit_starts, test_job_ledger, test_job_target"
+            " RESTART IDENTITY CASCADE"
+        )
+
     def _disconnect(self):
         if self._connection:
             self._connection.close()

@@ -40,8 +40,8 @@ def test_processes_that_meet_in_one_row_lose_no_increment(db):
     faults.one_counter(db, jobs=80, processes=8)
 
 
-def test_a_module_installed_and_upgraded_fails_no_job(db, tmp_path):
-    faults.module_changes(db, tmp_path, load=200)
+def test_a_module_installed_and_upgraded_fails_no_job(fresh_db, tmp_path):
+    faults.module_changes(fresh_db, tmp_path, load=200)
 
 
 def test_sigterm_under_load_leaves_nothing_started(db):

@@ -22,6 +22,7 @@ import psutil
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -102,7 +103,7 @@ def main() -> int:
     show_summary(console, channels)
     problems = [*job_problems(expected), *result_problems(partners, geocoder)]
     for problem in problems:
-        console.print(f"[red]WRONG[/] {problem}")
+        console.print(f"[red]WRONG[/] {escape(problem)}")
     if problems:
         print(f"\nNot every job ended as it should. What the workers said: {WORKER_LOG.relative_to(ROOT)}")
         return 1
@@ -113,7 +114,7 @@ def main() -> int:
         f"The one failed job is meant to fail: {UNKNOWN_TOWN} is no town. Its on_error job wrote\n"
         "a mail that asks for the address.\n\n"
         "Now look at it all in the web client, at Background Jobs:\n\n"
-        "    [bold]make serve[/]    and then http://localhost:8069/odoo, login admin, password admin\n\n"
+        "    [bold]make serve[/]    then http://localhost:8069/odoo (login admin, password admin)\n\n"
         "`make shell` opens Python on the same database, `make demo` starts over."
     )
     return 0

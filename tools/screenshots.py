@@ -24,7 +24,7 @@ from tools.test import free_port
 PAGES = {
     "jobs.png": ("/odoo/action-job_worker.queue_job_action", "document.querySelector('.o_list_view .o_data_row')"),
 }
-WIDTH, HEIGHT = 1280, 720
+WIDTH, HEIGHT = 1440, 660
 PATIENCE_SECONDS = 60
 
 

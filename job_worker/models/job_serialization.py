@@ -14,7 +14,6 @@ from decimal import Decimal
 
 from lxml import etree
 from markupsafe import Markup
-
 from odoo.models import BaseModel
 
 TYPE_KEY = "_type"
@@ -84,7 +83,7 @@ def _pack_items(values, where):
     return [_pack(item, f"{where}[{index}]") for index, item in enumerate(values)]
 
 
-def _pack(value, where):  # noqa: PLR0911 one return for each type
+def _pack(value, where):
     """Rewrite ``value`` into what ``jsonb`` keeps; ``where`` names it in the error."""
     kind = type(value)
     if value is None or kind is bool:
@@ -282,5 +281,5 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 def _safe_repr(value):
     try:
         return repr(value).replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
-    except Exception as error:  # noqa: BLE001 a broken __repr__ must not fail a job that succeeded
+    except Exception as error:  # a broken __repr__ must not fail a job that succeeded
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"

@@ -44,14 +44,18 @@ class QueueJob(models.Model):
     uuid = fields.Char("UUID", readonly=True, required=True, copy=False)
     name = fields.Char("Description", readonly=True)
     state = fields.Selection(STATES, readonly=True, required=True, default="pending", group_expand=True)
-    payload = fields.Json(readonly=True, help="The call: model, method, record ids, arguments and the caller's environment.")
+    payload = fields.Json(
+        readonly=True, help="The call: model, method, record ids, arguments and the caller's environment."
+    )
     result = fields.Json("Stored Result", readonly=True, help="What the method returned.")
     channel = fields.Char(required=True, default=DEFAULT_CHANNEL, help="Throttled by the channel's limits.")
     priority = fields.Integer(required=True, default=DEFAULT_PRIORITY, aggregator=None, help="Lower runs first.")
     identity_key = fields.Char(
         readonly=True, help="While a job with this key has not ended, enqueueing it again returns that job."
     )
-    user_id = fields.Many2one("res.users", "User", readonly=True, ondelete="set null", help="The job runs as this user.")
+    user_id = fields.Many2one(
+        "res.users", "User", readonly=True, ondelete="set null", help="The job runs as this user."
+    )
     company_id = fields.Many2one("res.company", "Company", readonly=True, ondelete="set null")
 
     # times
@@ -59,7 +63,9 @@ class QueueJob(models.Model):
     started_at = fields.Datetime("Started", readonly=True)
     completed_at = fields.Datetime("Completed", readonly=True)
     cancelled_at = fields.Datetime("Cancelled", readonly=True)
-    duration = fields.Float("Duration (s)", readonly=True, aggregator="avg", help="Run time of the last attempt, in seconds.")
+    duration = fields.Float(
+        "Duration (s)", readonly=True, aggregator="avg", help="Run time of the last attempt, in seconds."
+    )
     heartbeat = fields.Datetime(
         compute="_compute_heartbeat", help="When the worker that runs the job last gave a sign of life."
     )
@@ -67,9 +73,14 @@ class QueueJob(models.Model):
     # retry
     attempts = fields.Integer("Failed Attempts", readonly=True, default=0, aggregator=None)
     max_retries = fields.Integer(
-        readonly=True, default=DEFAULT_MAX_RETRIES, aggregator=None, help="Retries after the first try; 0 means for ever."
+        readonly=True,
+        default=DEFAULT_MAX_RETRIES,
+        aggregator=None,
+        help="Retries after the first try; 0 means for ever.",
     )
-    timeout = fields.Integer("Timeout (s)", readonly=True, default=0, aggregator=None, help="Per attempt; 0 means none.")
+    timeout = fields.Integer(
+        "Timeout (s)", readonly=True, default=0, aggregator=None, help="Per attempt; 0 means none."
+    )
     exc_info = fields.Text("Error", readonly=True)
     worker_id = fields.Char("Worker", readonly=True, help="Process that runs the job, or ran it last.")
     attempt_ids = fields.One2many("queue.job.attempt", "job_id", "Earlier Attempts", readonly=True)
@@ -112,10 +123,14 @@ class QueueJob(models.Model):
     # the engine's own
     is_due = fields.Boolean(readonly=True, help="Technical: pending, and its schedule has come.")
     claim_seq = BigInteger(
-        readonly=True, aggregator=None, help="Technical: number of the claim that owns the job, the fence of its attempt."
+        readonly=True,
+        aggregator=None,
+        help="Technical: number of the claim that owns the job, the fence of its attempt.",
     )
     cancel_requested = fields.Boolean(readonly=True, help="Technical: its worker was asked to stop it.")
-    ended_by_id = fields.Integer(readonly=True, aggregator=None, help="Technical: id of the parent that ended this job.")
+    ended_by_id = fields.Integer(
+        readonly=True, aggregator=None, help="Technical: id of the parent that ended this job."
+    )
     database_failures = fields.Integer(
         readonly=True, aggregator=None, help="Technical: attempts lost with a database connection, not counted."
     )
@@ -126,9 +141,10 @@ class QueueJob(models.Model):
     )
     _due_idx = models.Index("(scheduled_at) WHERE state = 'pending' AND NOT is_due")
     _running_idx = models.Index("(channel, claim_seq) WHERE state = 'started'")
-    _waiting_idx = models.Index("(id) WHERE state = 'waiting'")
+    _waiting_idx = models.Index("(state, id) WHERE state IN ('waiting', 'pending')")
     _ended_idx = models.Index(
-        "(state, (COALESCE(completed_at, cancelled_at))) INCLUDE (completed_at, cancelled_at, channel, user_id, company_id)"
+        "(state, (COALESCE(completed_at, cancelled_at)))"
+        " INCLUDE (completed_at, cancelled_at, channel, user_id, company_id)"
         " WHERE state IN ('done', 'failed', 'cancelled')"
     )
     _record_idx = models.Index("(model_name, record_id) WHERE record_id IS NOT NULL")

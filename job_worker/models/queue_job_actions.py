@@ -27,11 +27,11 @@ EDITABLE_FIELDS = {"priority", "channel", "scheduled_at", "eta"}
 class QueueJob(models.Model):
     _inherit = "queue.job"
 
-    # --- the guard -------------------------------------------------------------------------------------------------------
+    # --- the guard ----------------------------------------------------------------------------------------------------
 
     @api.model_create_multi
     def create(self, vals_list):
-        """Jobs come from ``with_delay()`` and its kin only: a row written by hand would be code run in somebody's name."""
+        """Jobs come from ``with_delay()`` and its kin only: a row by hand would be code run in somebody's name."""
         raise AccessError(self.env._("Background jobs can't be created by hand."))
 
     def write(self, vals):
@@ -62,7 +62,7 @@ class QueueJob(models.Model):
         """Whoever sees a job as a user or manager of the queue may operate it."""
         self.check_access("write")
 
-    # --- buttons ---------------------------------------------------------------------------------------------------------
+    # --- buttons ------------------------------------------------------------------------------------------------------
 
     def button_requeue(self):
         """Put ended jobs back to pending, and the jobs that ended only because of them back to waiting."""
@@ -149,7 +149,7 @@ class QueueJob(models.Model):
             raise UserError(self.env._("There is no record to show."))
         return records._job_related_action(self)
 
-    # --- running here and now --------------------------------------------------------------------------------------------
+    # --- running here and now -----------------------------------------------------------------------------------------
 
     @api.private
     def run_now(self):
@@ -166,12 +166,12 @@ class QueueJob(models.Model):
         cr = self.env.cr
         self.env.flush_all()
         if not move(cr, "run_now", self.ids):
-            raise UserError(self.env._("Job %(id)s can't be run: it is %(state)s.", id=self.id, state=self.sudo().state))
+            raise UserError(
+                self.env._("Job %(id)s can't be run: it is %(state)s.", id=self.id, state=self.sudo().state)
+            )
         self.invalidate_recordset()
         job = self.sudo()
-        claim = SimpleNamespace(
-            id=job.id, claim_seq=job.claim_seq, attempts=job.attempts, max_retries=job.max_retries
-        )
+        claim = SimpleNamespace(id=job.id, claim_seq=job.claim_seq, attempts=job.attempts, max_retries=job.max_retries)
         began = time.monotonic()
         try:
             with cr.savepoint():
@@ -197,7 +197,7 @@ class QueueJob(models.Model):
             return
         duration = time.monotonic() - began
         if queries.lock_attempt(cr, claim.claim_seq, self.id):
-            move(cr, "finish", self.ids, claim_seq=claim.claim_seq, result=result, duration=duration)
+            move(cr, "finish", self.ids, claim_seqs=[claim.claim_seq], result=result, duration=duration)
         else:  # it cancelled itself
             attempts.stop(cr, claim, duration)
         graph.settle_children(cr, self.ids)
@@ -208,12 +208,14 @@ class QueueJob(models.Model):
         self.invalidate_recordset(["state"])
         return self.state == PENDING
 
-    # --- housekeeping ----------------------------------------------------------------------------------------------------
+    # --- housekeeping -------------------------------------------------------------------------------------------------
 
     @api.autovacuum
     def _vacuum_ended_jobs(self):
         """Delete jobs that ended long ago, in batches of their own transaction."""
-        days = str(self.env["ir.config_parameter"].sudo().get_param(RETENTION_PARAMETER, DEFAULT_RETENTION_DAYS)).strip()
+        days = str(
+            self.env["ir.config_parameter"].sudo().get_param(RETENTION_PARAMETER, DEFAULT_RETENTION_DAYS)
+        ).strip()
         if not days.isdecimal():
             _logger.warning("%s is %r, not a number of days: no job is deleted", RETENTION_PARAMETER, days)
             return 0, False

@@ -35,9 +35,10 @@ class QueueJob(models.Model):
     )
     is_overdue = fields.Boolean("Overdue", compute="_compute_is_overdue", search="_search_is_overdue")
 
-    # --- sentences -------------------------------------------------------------------------------------------------------
+    # --- sentences -------------------------------------------------------------------------------------------------
 
     @api.depends("payload", "user_id")
+    @api.depends_context("uid", "lang")
     def _compute_summary(self):
         _ = self.env._
         for job in self:
@@ -59,7 +60,7 @@ class QueueJob(models.Model):
         if not ids:
             return ""
         if self.model_name not in self.env:
-            return _("%(count)s records of %(model)s, a model that is not installed", count=len(ids), model=self.model_name)
+            return _("%(count)s records of %(model)s, which is not installed", count=len(ids), model=self.model_name)
         records = self.env[self.model_name].browse(ids[:NAMED_RECORDS])
         model = self.env["ir.model"]._get(self.model_name).sudo().name
         names = ", ".join(_name_of(record) for record in records)
@@ -68,6 +69,7 @@ class QueueJob(models.Model):
         return _("%(model)s %(names)s", model=model, names=names)
 
     @api.depends("state", "attempts", "max_retries", "scheduled_at", "duration", "cancel_requested")
+    @api.depends_context("lang")
     def _compute_standing(self):
         for job in self:
             job.standing = getattr(job, f"_standing_{job.state}")()
@@ -83,7 +85,9 @@ class QueueJob(models.Model):
         wait = (self.scheduled_at - self._now()).total_seconds() if self.scheduled_at else 0
         if wait > 0 and self.attempts:
             return _(
-                "%(attempt)s, next try in %(time)s", attempt=self._attempt_text(self.attempts + 1), time=self._in_words(wait)
+                "%(attempt)s, next try in %(time)s",
+                attempt=self._attempt_text(self.attempts + 1),
+                time=self._in_words(wait),
             )
         if wait > 0:
             return _("Starts in %s", self._in_words(wait))
@@ -130,9 +134,7 @@ class QueueJob(models.Model):
 
     def _attempt_text(self, number):
         if self.max_retries:
-            return self.env._(
-                "Attempt %(number)s of %(total)s", number=number, total=max(self.max_retries + 1, number)
-            )
+            return self.env._("Attempt %(number)s of %(total)s", number=number, total=max(self.max_retries + 1, number))
         return self.env._("Attempt %s", number)
 
     def _in_words(self, seconds):
@@ -154,7 +156,7 @@ class QueueJob(models.Model):
         """The database's clock, naive UTC, as of this transaction."""
         return self.env.cr.now()
 
-    # --- parts -----------------------------------------------------------------------------------------------------------
+    # --- parts -----------------------------------------------------------------------------------------------------
 
     @api.depends("state", "started_at", "duration")
     def _compute_run_time(self):
@@ -179,6 +181,7 @@ class QueueJob(models.Model):
             job.arguments_display = "\n".join(lines)
 
     @api.depends("attempt_ids", "state", "started_at", "completed_at", "worker_id")
+    @api.depends_context("lang")
     def _compute_timeline(self):
         for job in self:
             entries = [job._attempt_entry(attempt) for attempt in job.attempt_ids.sorted("id")]
@@ -216,7 +219,7 @@ class QueueJob(models.Model):
                 job.id in with_children
             )
 
-    # --- to search by ----------------------------------------------------------------------------------------------------
+    # --- to search by ----------------------------------------------------------------------------------------------
 
     @api.depends("model_name", "record_id")
     def _compute_record_ref(self):
@@ -247,11 +250,12 @@ class QueueJob(models.Model):
             return NotImplemented
         moment = self._now() - timedelta(seconds=OVERDUE_SECONDS)
         overdue = Domain("state", "=", PENDING) & (
-            Domain("scheduled_at", "<", moment) | Domain("scheduled_at", "=", False) & Domain("create_date", "<", moment)
+            Domain("scheduled_at", "<", moment)
+            | Domain("scheduled_at", "=", False) & Domain("create_date", "<", moment)
         )
         return overdue if True in value else ~overdue
 
-    # --- pictures --------------------------------------------------------------------------------------------------------
+    # --- pictures --------------------------------------------------------------------------------------------------
 
     def graph_data(self):
         """The graph a job is part of, for its picture.
@@ -277,7 +281,7 @@ class QueueJob(models.Model):
             "truncated": len(nodes) >= GRAPH_NODES,
         }
 
-    # --- seen from the records -------------------------------------------------------------------------------------------
+    # --- seen from the records -------------------------------------------------------------------------------------
 
     @api.model
     def record_jobs_summary(self, model_name, record_id):

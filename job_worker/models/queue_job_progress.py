@@ -4,7 +4,6 @@ import logging
 import time
 
 import psycopg2
-
 from odoo import api, fields, models
 from odoo.http import request
 from odoo.sql_db import PoolError

@@ -11,7 +11,10 @@ class QueueLimit(models.Model):
 
     name = fields.Char("Channel", required=True, help="Name of the channel, as in with_delay(channel=…).")
     limit = fields.Integer(
-        required=True, default=1, aggregator=None, help="Jobs that may run at once, over all workers; 0 pauses the channel."
+        required=True,
+        default=1,
+        aggregator=None,
+        help="Jobs that may run at once, over all workers; 0 pauses the channel.",
     )
     rate_limit = fields.Float(
         "Starts per Second",

@@ -82,6 +82,6 @@ class JobCase(TransactionCase):
             )
             attempts.fail(self.cr, claim, error)
         else:
-            move(self.cr, "finish", job.ids, claim_seq=job.claim_seq, result=None, duration=0)
+            move(self.cr, "finish", job.ids, claim_seqs=[job.claim_seq], result=None, duration=0)
         graph.settle_children(self.cr, job.ids)
         job.env.invalidate_all()

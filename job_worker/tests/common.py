@@ -1,9 +1,9 @@
 """Test kit for addons that enqueue jobs; supported like the rest of the addon's interface.
 
-    with trap_jobs(self.env) as trap:
-        orders.action_confirm()
-        trap.assert_enqueued_job("sale.order", "send_mail", args=("confirmed",), channel="mail")
-        trap.perform_enqueued_jobs()
+with trap_jobs(self.env) as trap:
+    orders.action_confirm()
+    trap.assert_enqueued_job("sale.order", "send_mail", args=("confirmed",), channel="mail")
+    trap.perform_enqueued_jobs()
 """
 
 from collections import Counter
@@ -15,7 +15,6 @@ from odoo import SUPERUSER_ID, api
 from odoo.sql_db import db_connect
 
 from ..delay import as_schedule
-from ..job import PENDING
 from ..models.job_serialization import load_call
 
 SLACK_SECONDS = 5
@@ -28,8 +27,8 @@ _ANY = object()
 def trap_jobs(env):
     """Keep the jobs that are enqueued in the block from running, and look at them.
 
-    They are stored as always, so that records, identity keys and graphs are real; neither a worker is woken nor, in sync
-    mode, anything run, until :meth:`JobTrap.perform_enqueued_jobs`.
+    They are stored as always, so that records, identity keys and graphs are real; neither a worker is woken nor, in
+    sync mode, anything run, until :meth:`JobTrap.perform_enqueued_jobs`.
 
     :param env: environment of the test
     :rtype: JobTrap
@@ -44,7 +43,6 @@ class JobTrap:
 
     def __init__(self, env):
         self._jobs = env["queue.job"].sudo()
-        self._performed = set()
 
     def _catch(self, job_ids):
         self._jobs += self._jobs.browse(job_ids)
@@ -53,8 +51,8 @@ class JobTrap:
     def enqueued_jobs(self):
         """What was trapped, parents before their children.
 
-        :return: dictionaries with ``job_record`` (the ``queue.job``), ``model_name``, ``method_name``, ``record_ids`` (list),
-            ``args`` (tuple), ``kwargs``, ``priority``, ``channel``, ``eta`` (naive UTC datetime or ``None``),
+        :return: dictionaries with ``job_record`` (the ``queue.job``), ``model_name``, ``method_name``, ``record_ids``
+            (list), ``args`` (tuple), ``kwargs``, ``priority``, ``channel``, ``eta`` (naive UTC datetime or ``None``),
             ``max_retries``, ``description``, ``identity_key`` (or ``None``) and ``timeout``
         :rtype: list[dict]
         """
@@ -86,9 +84,7 @@ class JobTrap:
         :param str method: count the jobs of this method only
         """
         jobs = self.enqueued_jobs
-        found = [
-            job for job in jobs if model in (None, job["model_name"]) and method in (None, job["method_name"])
-        ]
+        found = [job for job in jobs if model in (None, job["model_name"]) and method in (None, job["method_name"])]
         if len(found) != expected:
             what = f" of {model or 'any model'}.{method or 'any method'}()" if model or method else ""
             raise AssertionError(f"expected {_jobs(expected)}{what}, trapped {len(found)}\n{_list(jobs)}")
@@ -101,7 +97,8 @@ class JobTrap:
         :param args: positional arguments; ``None`` for any
         :param dict kwargs: keyword arguments; ``None`` for any
         :param filters: ``record_ids``, ``priority``, ``channel``, ``eta``, ``max_retries``, ``description``,
-            ``identity_key`` or ``timeout``. An ``eta`` given as timedelta or seconds means as long from now, within 5 s.
+            ``identity_key`` or ``timeout``. An ``eta`` given as timedelta or seconds means as long from now, give
+            or take 5 s.
         :return: the first job that matches
         :rtype: dict
         :raise TypeError: an unknown filter
@@ -138,18 +135,17 @@ class JobTrap:
         )
 
     def perform_enqueued_jobs(self, raise_errors=True):
-        """Run the trapped jobs that were not run yet, each after those it waits for, in this transaction.
+        """Run the trapped jobs that have not ended, each once and after those it waits for, in this transaction.
 
-        What follows is as in a worker: retries, failures and what they mean for the jobs after them. Jobs that are enqueued
-        by the jobs are trapped; call again to run them.
+        What follows is as in a worker: retries, failures and what they mean for the jobs after them. Call again to run
+        what is to be retried, whenever that is due, and the jobs that were enqueued by the jobs.
 
-        :param bool raise_errors: let the error of a job through, as :meth:`queue.job.run_now` does; otherwise it is only
-            found in the job, and the rest is run
+        :param bool raise_errors: let the error of a job through, as :meth:`queue.job.run_now` does; otherwise it is
+            only found in the job, and the rest is run
         """
         for job in self._jobs:  # parents have been stored before their children
-            if job.id in self._performed or not job._is_pending():
+            if not job._is_pending():
                 continue
-            self._performed.add(job.id)
             try:
                 job.run_now()
             except Exception:
@@ -179,7 +175,10 @@ def _list(jobs):
         return "no job was trapped"
     lines = Counter(f"    {_call(job)}{_options(job, OPTIONS)}" for job in jobs)
     return "\n".join(
-        [f"trapped {_jobs(len(jobs))}:", *(line if count == 1 else f"{line}  ({count} times)" for line, count in lines.items())]
+        [
+            f"trapped {_jobs(len(jobs))}:",
+            *(line if count == 1 else f"{line}  ({count} times)" for line, count in lines.items()),
+        ]
     )
 
 
@@ -199,8 +198,8 @@ def _options(job, names):
 def external_env(env, uid=SUPERUSER_ID):
     """A cursor and an environment of their own: another database session, for tests of several transactions.
 
-    Committed at the end of the block, rolled back if it raises. What it commits stays: clean up after it. It sees nothing
-    of what the test itself has not committed, and waits for rows that the test has locked.
+    Committed at the end of the block, rolled back if it raises. What it commits stays: clean up after it. It sees
+    nothing of what the test itself has not committed, and waits for rows that the test has locked.
 
     :param env: environment of the test
     :param int uid: user of the new environment

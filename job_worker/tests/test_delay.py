@@ -3,11 +3,10 @@ from unittest.mock import patch
 
 from odoo.tests import new_test_user
 
-from odoo.addons.job_worker import delay as delay_module
-from odoo.addons.job_worker.delay import Delayable, DelayableChain, DelayableGroup, chain, group
-
 from .case import JobCase
 from .common import assert_dt_between, external_env, now_with_slack
+from odoo.addons.job_worker import delay as delay_module
+from odoo.addons.job_worker.delay import Delayable, DelayableChain, DelayableGroup, chain, group
 
 
 class TestWithDelay(JobCase):
@@ -21,7 +20,9 @@ class TestWithDelay(JobCase):
         job = self.target.with_delay().job_echo(1, key="value")
         self.assertEqual(job._name, "queue.job")
         self.assertEqual(self.count(), before + 1)
-        self.assertEqual((job.model_name, job.method_name, job.record_ids), ("test.job.target", "job_echo", self.target.ids))
+        self.assertEqual(
+            (job.model_name, job.method_name, job.record_ids), ("test.job.target", "job_echo", self.target.ids)
+        )
         self.assertEqual((job.payload["args"], job.payload["kwargs"]), ([1], {"key": "value"}))
 
     def test_with_delay_works_on_any_recordset_of_any_model(self):
@@ -263,10 +264,20 @@ class TestDelayable(JobCase):
     def test_attributes_show_recordset_model_method_arguments_and_options(self):
         call = self.target.delayable(channel="mail", priority=2, eta=5, description="d", identity_key="k")
         call.job_echo(1, key=2).delay()
-        self.assertEqual((call.recordset, call.model_name, call.method_name), (self.target, "test.job.target", "job_echo"))
+        self.assertEqual(
+            (call.recordset, call.model_name, call.method_name), (self.target, "test.job.target", "job_echo")
+        )
         self.assertEqual((call.args, call.kwargs), ((1,), {"key": 2}))
         self.assertEqual(
-            (call.channel, call.priority, call.eta, call.description, call.identity_key, call.max_retries, call.timeout),
+            (
+                call.channel,
+                call.priority,
+                call.eta,
+                call.description,
+                call.identity_key,
+                call.max_retries,
+                call.timeout,
+            ),
             ("mail", 2, 5, "d", "k", 5, 0),
         )
 

@@ -1,15 +1,18 @@
+import dataclasses
 from datetime import timedelta
 from unittest.mock import patch
-
-from psycopg2 import errors
 
 from odoo.exceptions import MissingError, UserError
 from odoo.tests import BaseCase, tagged
 from odoo.tools import mute_logger
+from psycopg2 import errors
 
 from .. import attempts
 from ..exception import FailedJobError, JobError, RetryableJobError, TimeoutJobError, WorkerDiedJobError
 from ..lifecycle import after_failure
+from ..models.job_serialization import ModelNotFoundError
+from ..worker.attempt import CANCEL, SHUTDOWN, TIMEOUT, Attempt, Claim
+from ..worker.executor import write_end
 from .case import JobCase
 from .common import JobMixin
 
@@ -39,7 +42,8 @@ class TestErrors(JobMixin, JobCase):
 
     def assert_scheduled_in(self, job, seconds):
         self.cr.execute(
-            "SELECT extract(epoch FROM scheduled_at - clock_timestamp() AT TIME ZONE 'UTC')::float FROM queue_job WHERE id = %s",
+            "SELECT extract(epoch FROM scheduled_at - clock_timestamp() AT TIME ZONE 'UTC')::float"
+            " FROM queue_job WHERE id = %s",
             (job.id,),
         )
         self.assertAlmostEqual(self.cr.fetchone()[0], seconds, delta=5)
@@ -320,3 +324,61 @@ def _raising(error):
         raise error("made up")
 
     return method
+
+
+class TestWorkersEnds(JobMixin, JobCase):
+    """How a worker ends an attempt that did not succeed."""
+
+    def end(self, job, error, *, reason=None, age=10.0):
+        """Let a worker end an attempt of a pending job; ``age`` is that of the job, in seconds."""
+        self.start(job)
+        known = {"age": age, "user_id": job.user_id.id, "company_id": job.company_id.id}
+        names = [field.name for field in dataclasses.fields(Claim)]
+        stored = {name: job[name] if name in job._fields else False for name in names}
+        attempt = Attempt(Claim(**{**stored, **known}))
+        attempt.registry = self.env.registry
+        attempt.reason = reason
+        with mute_logger("odoo.addons.job_worker.worker"):
+            ended = write_end(self.cr, attempt, error, 3600)
+        job.env["queue.job"].invalidate_model()
+        return ended
+
+    def test_an_exception_is_a_counted_attempt(self):
+        job = self.enqueue(max_retries=1)
+        self.assertFalse(self.end(job, ValueError("first")))
+        self.assertEqual((job.state, job.attempts), ("pending", 1))
+        self.assertTrue(self.end(job, ValueError("second")))
+        self.assertEqual((job.state, job.attempts), ("failed", 2))
+
+    def test_a_missing_model_is_not_counted_while_the_registry_may_be_behind(self):
+        for model_of in ("the job", "an argument"):
+            with self.subTest(model_of):
+                job = self.enqueue(max_retries=1)
+                for _try in range(3):
+                    self.assertFalse(self.end(job, ModelNotFoundError(f"model of {model_of} not found")))
+                self.assertEqual((job.state, job.attempts), ("pending", 0))
+                self.assertIn("not found", job.exc_info)
+                self.assertTrue(job.scheduled_at)
+
+    def test_after_an_hour_a_missing_model_counts(self):
+        job = self.enqueue(max_retries=1)
+        self.end(job, ModelNotFoundError("model not found"), age=3601)
+        self.assertEqual((job.state, job.attempts), ("pending", 1))
+
+    def test_a_timeout_says_so_and_where_the_job_was(self):
+        job = self.enqueue(timeout=1)
+        self.end(job, ValueError("in the middle of it"), reason=TIMEOUT)
+        self.assertEqual((job.state, job.attempts), ("pending", 1))
+        self.assertIn("TimeoutJobError: ", job.exc_info)
+        self.assertIn("in the middle of it", job.exc_info)
+        self.assertEqual(job.attempt_ids.outcome, "timeout")
+
+    def test_a_shutdown_gives_the_job_back_uncounted(self):
+        job = self.enqueue(max_retries=1)
+        self.assertFalse(self.end(job, ValueError(), reason=SHUTDOWN))
+        self.assertEqual((job.state, job.attempts, job.is_due), ("pending", 0, True))
+
+    def test_a_cancelled_attempt_ends_its_job(self):
+        job = self.enqueue()
+        self.assertTrue(self.end(job, ValueError(), reason=CANCEL))
+        self.assertEqual(job.state, "cancelled")

@@ -1,9 +1,10 @@
+from odoo.exceptions import UserError
+
+from .case import JobCase
 from odoo.addons.job_worker import queries
 from odoo.addons.job_worker.delay import chain, group
 from odoo.addons.job_worker.graph import settle
 from odoo.addons.job_worker.lifecycle import move
-
-from .case import JobCase
 
 
 class GraphCase(JobCase):
@@ -283,9 +284,7 @@ class TestReadiness(GraphCase):
         a, b, c, d, e, f = self.calls("abcdef")
         jobs = self.delay(chain(a, group(b, c), d).on_error(e).on_done(f))
         jobs["b"].button_cancelled()
-        self.assert_states(
-            jobs, a="pending", b="cancelled", c="waiting", d="cancelled", e="cancelled", f="cancelled"
-        )
+        self.assert_states(jobs, a="pending", b="cancelled", c="waiting", d="cancelled", e="cancelled", f="cancelled")
         self.assertTrue(jobs["d"].cancelled_at)
 
     def test_cancelled_beats_failed_whichever_came_first(self):
@@ -414,6 +413,20 @@ class TestReadiness(GraphCase):
         job.invalidate_recordset()
         job.button_cancelled()
         self.assertEqual((self.state(job), job.cancel_requested), ("started", True))
+
+
+class TestDeletion(GraphCase):
+    """No job waits for ever because what it waits for was deleted."""
+
+    def test_an_ended_job_that_others_wait_for_cant_be_deleted(self):
+        a, b, c = self.calls("abc")
+        jobs = self.delay(chain(group(a, b), c))
+        self.work(jobs["a"])
+        with self.assertRaisesRegex(UserError, "wait for"):
+            jobs["a"].unlink()
+        jobs["c"].button_cancelled()
+        jobs["a"].unlink()
+        self.assertEqual(self.state(jobs["c"]), "cancelled")
 
 
 class TestSweep(GraphCase):

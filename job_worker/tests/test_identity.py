@@ -1,17 +1,15 @@
 import threading
 
 import psycopg2
-
 from odoo.exceptions import ConcurrencyError
 from odoo.service.model import PG_CONCURRENCY_EXCEPTIONS_TO_RETRY
 from odoo.tools import mute_logger
 
+from .case import JobCase
+from .common import external_env
 from odoo.addons.job_worker.delay import chain, group
 from odoo.addons.job_worker.job import identity_exact
 from odoo.addons.job_worker.lifecycle import move
-
-from .case import JobCase
-from .common import external_env
 
 
 class TestIdentity(JobCase):
@@ -77,7 +75,7 @@ class TestIdentity(JobCase):
         (old | new).button_requeue()
         self.assertEqual(self.states(old | new), ["pending", "cancelled"])
 
-    # --- identity_exact ------------------------------------------------------------------------------------------------
+    # --- identity_exact ----------------------------------------------------------------------------------------------
 
     def key(self, records, *args, **kwargs):
         call = records.delayable().job_echo(*args, **kwargs)
@@ -111,7 +109,7 @@ class TestIdentity(JobCase):
         self.assertEqual(self.target.with_delay(identity_key=identity_exact).job_echo(1), first)
         self.assertNotEqual(self.target.with_delay(identity_key=identity_exact).job_echo(2), first)
 
-    # --- in graphs -----------------------------------------------------------------------------------------------------
+    # --- in graphs ---------------------------------------------------------------------------------------------------
 
     def test_duplicates_inside_a_graph_are_one_job(self):
         jobs = group(self.call("a", "key"), self.call("b", "key"), self.call("c")).delay()
@@ -197,7 +195,8 @@ class TestIdentityBetweenTransactions(JobCase):
         self.assertEqual([len(outcome) for outcome in outcomes], [self.ROUNDS] * 2)
         with external_env(self.env) as (cr, _env):
             cr.execute(
-                "SELECT identity_key, min(id), count(*) FROM queue_job WHERE identity_key LIKE 'race %' GROUP BY identity_key"
+                "SELECT identity_key, min(id), count(*) FROM queue_job WHERE identity_key LIKE 'race %'"
+                " GROUP BY identity_key"
             )
             active = {key: (job_id, count) for key, job_id, count in cr.fetchall()}
         refused = 0

@@ -47,8 +47,8 @@ class TestJobModel(JobMixin, JobCase):
             "json": "payload result record_ids",
             "integer": "priority attempts max_retries timeout pending_dependency_count retry",
             "many2one": "user_id company_id parent_id",
-            "datetime": "scheduled_at started_at completed_at cancelled_at heartbeat date_created date_started date_done"
-            " date_cancelled eta",
+            "datetime": "scheduled_at started_at completed_at cancelled_at heartbeat date_created date_started"
+            " date_done date_cancelled eta",
             "float": "duration exec_time",
             "text": "exc_info payload_display result_display",
             "one2many": "child_ids",
@@ -73,11 +73,19 @@ class TestJobModel(JobMixin, JobCase):
         self.assertEqual(job.record_ids, [self.target.id, other.id])
         self.assertEqual(job.func_string, f"test.job.target.job_echo([{self.target.id}, {other.id}])")
         self.assertEqual((job.name, job.display_name), ("Say it", "Say it"))
-        self.assertEqual(self.env["test.job.target"].with_delay().job_echo().func_string, "test.job.target.job_echo([])")
+        self.assertEqual(
+            self.env["test.job.target"].with_delay().job_echo().func_string, "test.job.target.job_echo([])"
+        )
 
     def test_the_payload_holds_the_call(self):
         payload = self.target.with_delay().job_echo(1, a=2).payload
-        call = {"model": "test.job.target", "method": "job_echo", "ids": self.target.ids, "args": [1], "kwargs": {"a": 2}}
+        call = {
+            "model": "test.job.target",
+            "method": "job_echo",
+            "ids": self.target.ids,
+            "args": [1],
+            "kwargs": {"a": 2},
+        }
         self.assertEqual({key: payload[key] for key in call}, call)
 
     def test_payload_and_result_are_readable(self):
@@ -399,8 +407,6 @@ class TestRetention(JobMixin, JobCase):
 
     def test_deleting_by_hand_leaves_jobs_that_others_wait_for(self):
         parents = self.in_state("done") | self.enqueue()
-        self.env["queue.job"].enqueue(
-            "test.job.target", "job_succeed", self.target.ids, dependency_job_ids=parents.ids
-        )
+        self.env["queue.job"].enqueue("test.job.target", "job_succeed", self.target.ids, dependency_job_ids=parents.ids)
         with self.assertRaisesRegex(UserError, "others wait for"):
             parents[0].unlink()

@@ -2,10 +2,9 @@ import os
 from datetime import datetime, timedelta
 from unittest.mock import patch
 
-from odoo.addons.job_worker.delay import chain, group
-
 from .case import JobCase
 from .common import JobMixin, assert_dt_between, external_env, now_with_slack, trap_jobs
+from odoo.addons.job_worker.delay import chain, group
 
 
 class TestTrap(JobMixin, JobCase):
@@ -158,7 +157,7 @@ class TestTrap(JobMixin, JobCase):
         self.assertIn("no job was trapped", self.message(trap.assert_enqueued_job, "res.partner", "x"))
         self.assertIn("no job was trapped", self.message(trap.assert_jobs_count, 1))
 
-    # --- perform_enqueued_jobs -------------------------------------------------------------------------------------------
+    # --- perform_enqueued_jobs ---------------------------------------------------------------------------------------
 
     def test_perform_enqueued_jobs_runs_in_dependency_order(self):
         seen = []
@@ -214,7 +213,9 @@ class TestOtherHelpers(JobMixin, JobCase):
         with external_env(self.env) as (cr, env):
             self.assertIs(env.cr, cr)
             self.assertNotEqual(cr._cnx.get_backend_pid(), self.cr._cnx.get_backend_pid())
-            self.assertFalse(env["test.job.target"].browse(self.target.id).exists(), "it sees what the test has not committed")
+            self.assertFalse(
+                env["test.job.target"].browse(self.target.id).exists(), "it sees what the test has not committed"
+            )
             record = env["test.job.target"].create({"name": "external"})
         with external_env(self.env) as (_cr, env):
             found = env["test.job.target"].browse(record.id)

@@ -1,9 +1,8 @@
 import math
 
-from psycopg2 import Error
-
 from odoo.tests import TransactionCase, tagged
 from odoo.tools import mute_logger
+from psycopg2 import Error
 
 
 @tagged("post_install", "-at_install")

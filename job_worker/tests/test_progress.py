@@ -19,7 +19,7 @@ class TestProgress(JobCase):
 
     def setUp(self):
         super().setUp()
-        with external_env(self.env) as (cr, env):
+        with external_env(self.env) as (_cr, env):
             job = env["res.partner"].with_delay(channel="test.progress").job_that_is_played()
             self.job_id, self.uuid = job.id, job.uuid
         self.addCleanup(self._remove_job)
@@ -60,7 +60,7 @@ class TestProgress(JobCase):
             jobs.browse(self.job_id).read(["state"])
             jobs.set_progress(1, total=2)
             jobs.set_progress(2, total=2)
-            moved = move(cr, "finish", [self.job_id], claim_seq=self.claim_seq, result=None, duration=1)
+            moved = move(cr, "finish", [self.job_id], claim_seqs=[self.claim_seq], result=None, duration=1)
             cr.commit()
             self.assertEqual(moved, [self.job_id])
 

@@ -4,11 +4,10 @@ from unittest.mock import patch
 
 from odoo.exceptions import UserError
 
-from odoo.addons.job_worker.delay import chain, group
-from odoo.addons.job_worker.exception import RetryableJobError
-
 from .case import JobCase
 from .common import assert_dt_between, now_with_slack
+from odoo.addons.job_worker.delay import chain, group
+from odoo.addons.job_worker.exception import RetryableJobError
 
 
 class TestRunNow(JobCase):
@@ -69,7 +68,9 @@ class TestRunNow(JobCase):
 
     def test_a_failure_for_good_decides_the_jobs_after_it(self):
         call = self.target.delayable(max_retries=1).job_fail()
-        jobs = call.on_done(self.target.delayable().job_nothing()).on_error(self.target.delayable().job_nothing()).delay()
+        jobs = (
+            call.on_done(self.target.delayable().job_nothing()).on_error(self.target.delayable().job_nothing()).delay()
+        )
         for _try in range(2):
             try:
                 jobs[0].run_now()
@@ -112,8 +113,10 @@ class TestNoDelay(JobCase):
             self.assertEqual(self.target.with_delay().job_succeed().state, "pending")
 
     def test_the_direct_form_too(self):
-        job = self.env["queue.job"].with_context(queue_job__no_delay=True).enqueue(
-            "test.job.target", "job_succeed", self.target.ids
+        job = (
+            self.env["queue.job"]
+            .with_context(queue_job__no_delay=True)
+            .enqueue("test.job.target", "job_succeed", self.target.ids)
         )
         self.assertEqual(job.state, "done")
 

@@ -94,12 +94,11 @@ class SecurityCase(JobCase, HttpCase):
         for job in (cls.own_failed, cls.others):
             job.button_set_to_failed()
         cls.cr.execute(
-            "UPDATE queue_job SET exc_info = %(secret)s, result = to_jsonb(%(secret)s::text), worker_id = %(secret)s WHERE id = ANY(%(ids)s)",
+            "UPDATE queue_job SET exc_info = %(secret)s, result = to_jsonb(%(secret)s::text), worker_id = %(secret)s"
+            " WHERE id = ANY(%(ids)s)",
             {"secret": SECRET, "ids": (cls.others | cls.elsewhere).ids},
         )
-        cls.cr.execute(
-            "UPDATE queue_job SET company_id = %s WHERE id = %s", (cls.other_company.id, cls.elsewhere.id)
-        )
+        cls.cr.execute("UPDATE queue_job SET company_id = %s WHERE id = %s", (cls.other_company.id, cls.elsewhere.id))
         # the user's own job stands between two of another user
         cls.cr.execute("UPDATE queue_job SET parent_id = %s WHERE id = %s", (cls.others.id, cls.own.id))
         cls.child = cls.job_of("other", SECRET, description=SECRET)
@@ -139,7 +138,7 @@ class SecurityCase(JobCase, HttpCase):
         """
         self.env.flush_all()
         self.env.invalidate_all()
-        with mute_logger("odoo.http", "odoo.sql_db", "odoo.addons.rpc.controllers.jsonrpc"):
+        with mute_logger("odoo.http", "odoo.sql_db", "odoo.addons.rpc.controllers.jsonrpc", "py.warnings"):
             return getattr(self, f"_{endpoint}")(model, method, ids, kwargs)
 
     def _call_kw(self, model, method, ids, kwargs, route="call_kw"):
@@ -217,9 +216,10 @@ class TestSecurityRpc(SecurityCase):
     def test_no_other_private_method_is_reachable(self):
         private = {
             "queue.job": (
-                "_store_graph", "_store", "_job_values", "_after_store", "_run_now", "_operate", "_end_by_hand", "_create",
-                "_write", "_read", "set_progress", "track_progress", "sudo", "with_user", "with_context", "browse", "init",
-                "_vacuum_ended_jobs", "_job_related_action", "_check_may_operate", "_hand_over", "_extra_values",
+                "_store_graph", "_store", "_job_values", "_after_store", "_run_now", "_operate", "_end_by_hand",
+                "_create", "_write", "_read", "set_progress", "track_progress", "sudo", "with_user", "with_context",
+                "browse", "init", "_vacuum_ended_jobs", "_job_related_action", "_check_may_operate", "_hand_over",
+                "_extra_values",
             ),
             "res.partner": ("_job_store_values", "_job_related_action", "_job_prepare_context_before_enqueue_keys"),
             "queue.worker": ("_request_pause", "_count_alive"),
@@ -248,7 +248,9 @@ class TestSecurityRpc(SecurityCase):
             with suppress(AccessError):
                 get_public_method(jobs, name)
                 public.add(name)
-        self.assertEqual(public, reachable | {"create", "write"}, "whoever adds a method says here that clients may call it")
+        self.assertEqual(
+            public, reachable | {"create", "write"}, "whoever adds a method says here that clients may call it"
+        )
 
     def test_jobs_are_not_created(self):
         vals = {name: value for name, value in ENGINE_FIELDS.items() if name != "payload"}
@@ -317,7 +319,9 @@ class TestSecurityRpc(SecurityCase):
             for command in forged:
                 for field in ("child_ids", "dependency_job_ids", "attempt_ids"):
                     self.assert_refused("queue.job", "write", self.own.ids, vals={field: [command]})
-                    self.assert_refused("queue.job", "web_save", self.own.ids, vals={field: [command]}, specification={})
+                    self.assert_refused(
+                        "queue.job", "web_save", self.own.ids, vals={field: [command]}, specification={}
+                    )
                 self.assert_refused("queue.worker", "write", self.worker.ids, vals={"job_ids": [command]})
 
     def test_ended_jobs_are_deleted_by_managers_only(self):
@@ -394,7 +398,9 @@ class TestSecurityRpc(SecurityCase):
 
     def test_a_context_does_not_make_a_button_run_the_job(self):
         self.log_in("user")
-        self.rpc("queue.job", "button_requeue", self.own_failed.ids, context={"queue_job__no_delay": True, "job_uuid": "x"})
+        self.rpc(
+            "queue.job", "button_requeue", self.own_failed.ids, context={"queue_job__no_delay": True, "job_uuid": "x"}
+        )
         self.assertEqual(self.state(self.own_failed), "pending")
 
     def test_users_reschedule_their_own_jobs_only(self):
@@ -422,11 +428,19 @@ class TestSecurityRpc(SecurityCase):
                 self.assert_refused(model, "web_search_read", domain=[], specification={"display_name": {}})
                 self.assert_refused(model, "name_search", name="")
                 self.assert_refused(model, "formatted_read_group", domain=[], groupby=[], aggregates=["__count"])
-                self.assert_refused(model, "web_read_group", domain=[], groupby=["display_name"], aggregates=["__count"])
+                self.assert_refused(
+                    model, "web_read_group", domain=[], groupby=["display_name"], aggregates=["__count"]
+                )
             self.assert_refused("queue.job", "export_data", self.own.ids, fields_to_export=["payload"])
             self.assert_refused("queue.job", "web_read", self.own.ids, specification={"payload": {}})
             self.assert_refused("queue.job", "read_group", domain=[], fields=["id"], groupby=["state"])
-            self.assert_refused("queue.job", "read_progress_bar", domain=[], group_by="state", progress_bar={"field": "state", "colors": {}})
+            self.assert_refused(
+                "queue.job",
+                "read_progress_bar",
+                domain=[],
+                group_by="state",
+                progress_bar={"field": "state", "colors": {}},
+            )
             self.assert_refused("queue.job", "search_panel_select_range", field_name="state")
             self.assert_refused("queue.job", "graph_data", self.own.ids)
             self.assert_refused("queue.job", "copy_data", self.own.ids)
@@ -441,13 +455,17 @@ class TestSecurityRpc(SecurityCase):
     def test_a_summary_of_a_records_jobs_is_empty_outside_the_groups(self):
         for _role in self.each_role("portal", "internal"):
             try:
-                summary = self.rpc("queue.job", "record_jobs_summary", model_name="test.job.target", record_id=self.target.id)
+                summary = self.rpc(
+                    "queue.job", "record_jobs_summary", model_name="test.job.target", record_id=self.target.id
+                )
             except RefusedError:
                 summary = {}
             self.assertFalse(summary)
 
     def seen(self, role):
-        return {"user": self.own | self.own_failed, "manager": self.own | self.own_failed | self.others | self.child}[role]
+        return {"user": self.own | self.own_failed, "manager": self.own | self.own_failed | self.others | self.child}[
+            role
+        ]
 
     def test_users_and_managers_find_the_jobs_they_may_see(self):
         ours = [("id", "in", (self.own | self.own_failed | self.others | self.child | self.elsewhere).ids)]
@@ -460,7 +478,9 @@ class TestSecurityRpc(SecurityCase):
             self.assertEqual({job["id"] for job in found["records"]}, set(seen.ids))
             named = self.rpc("queue.job", "name_search", name="", domain=ours)
             self.assertEqual({job_id for job_id, _name in named}, set(seen.ids))
-            groups = self.rpc("queue.job", "formatted_read_group", domain=ours, groupby=["state"], aggregates=["__count"])
+            groups = self.rpc(
+                "queue.job", "formatted_read_group", domain=ours, groupby=["state"], aggregates=["__count"]
+            )
             self.assertEqual(sum(group["__count"] for group in groups), len(seen))
             groups = self.rpc("queue.job", "read_group", domain=ours, fields=["id"], groupby=["state"], lazy=False)
             self.assertEqual(sum(group["__count"] for group in groups), len(seen))
@@ -468,10 +488,23 @@ class TestSecurityRpc(SecurityCase):
             self.assertEqual(sum(group["__count"] for group in groups["groups"]), len(seen))
 
     def test_jobs_of_others_and_of_other_companies_are_not_read(self):
-        for role, hidden in (("user", self.others), ("user", self.child), ("user", self.elsewhere), ("manager", self.elsewhere)):
+        for role, hidden in (
+            ("user", self.others),
+            ("user", self.child),
+            ("user", self.elsewhere),
+            ("manager", self.elsewhere),
+        ):
             self.log_in(role)
             ids = hidden.ids
-            for fields in (["payload"], ["name"], ["exc_info"], ["payload_display"], ["result"], ["eta"], ["func_string"]):
+            for fields in (
+                ["payload"],
+                ["name"],
+                ["exc_info"],
+                ["payload_display"],
+                ["result"],
+                ["eta"],
+                ["func_string"],
+            ):
                 self.assert_refused("queue.job", "read", ids, fields=fields)
                 self.assert_refused("queue.job", "web_read", ids, specification={fields[0]: {}})
                 self.assert_refused("queue.job", "export_data", ids, fields_to_export=fields)
@@ -555,7 +588,9 @@ class TestSecurityRpc(SecurityCase):
             self.assert_refused("queue.job.attempt", "unlink", self.attempt.ids)
 
     def test_the_dashboard_counts_the_jobs_one_may_see(self):
-        self.cr.execute("UPDATE queue_job SET channel = %s WHERE id = ANY(%s)", (SECRET, (self.child | self.elsewhere).ids))
+        self.cr.execute(
+            "UPDATE queue_job SET channel = %s WHERE id = ANY(%s)", (SECRET, (self.child | self.elsewhere).ids)
+        )
         for role in self.each_role("user", "manager"):
             now = self.rpc("queue.dashboard", "get_now")
             names = [channel["name"] for channel in now["channels"]]

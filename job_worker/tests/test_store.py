@@ -1,8 +1,7 @@
 from unittest.mock import patch
 
-from odoo.addons.job_worker.delay import chain, group
-
 from .case import JobCase
+from odoo.addons.job_worker.delay import chain, group
 
 
 class TestStatements(JobCase):
@@ -61,8 +60,10 @@ class TestStoreValues(JobCase):
         jobs = group(target.delayable().job_nothing(), self.target.delayable().job_nothing()).delay()
         self.assertEqual(jobs.mapped("test_tag"), ["blue", "untagged"])
         self.assertEqual(target.delayable().job_nothing().split(1).delay().test_tag, "blue")
-        job = self.env["queue.job"].with_context(test_job_tag="direct").enqueue(
-            "test.job.target", "job_nothing", self.target.ids
+        job = (
+            self.env["queue.job"]
+            .with_context(test_job_tag="direct")
+            .enqueue("test.job.target", "job_nothing", self.target.ids)
         )
         self.assertEqual(job.test_tag, "direct")
 

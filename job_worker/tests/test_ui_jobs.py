@@ -1,18 +1,14 @@
-import threading
-from contextlib import contextmanager
 from types import SimpleNamespace
-from unittest.mock import patch
 
 from odoo.exceptions import AccessError
-from odoo.modules.registry import DummyRLock, Registry
-from odoo.tests import HttpCase, new_test_user, tagged
+from odoo.tests import new_test_user, tagged
 
 from .. import attempts
 from ..delay import chain, group
 from ..lifecycle import move
 from ..models.queue_job_display import error_line
 from .case import JobCase
-from .common import external_env
+from .tour_case import TourCase
 
 TRACEBACK = """Traceback (most recent call last):
   File "/addons/sale/models/sale.py", line 12, in job_export
@@ -25,56 +21,7 @@ JOBS = "/odoo/background-jobs"
 
 
 @tagged("post_install", "-at_install", "job_worker")
-class TestJobTours(HttpCase):
-    """In a real browser, with a real worker: so everything here is committed, and removed in the end."""
-
-    registry_test_mode = False
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        # what HttpCase has written but not committed, requests would wait for
-        type(cls.cr).rollback(cls.cr)
-        # held by whoever runs the tests; requests would wait for it too
-        cls.startClassPatcher(patch.object(Registry, "_lock", DummyRLock()))
-
-    def setUp(self):
-        super().setUp()
-        if "test.job.target" not in self.env:
-            self.skipTest("the addon test_job_worker is not installed")
-        self.addCleanup(self._clean_up)
-        with external_env(self.env) as (_cr, env):
-            self.target_id = env["test.job.target"].create({"name": "A record with jobs"}).id
-
-    def _clean_up(self):
-        with external_env(self.env) as (cr, env):
-            cr.execute("DELETE FROM queue_job")
-            cr.execute("DELETE FROM test_job_ledger")
-            env["test.job.target"].browse(self.target_id).unlink()
-
-    @contextmanager
-    def committed(self):
-        """``(cr, record to enqueue jobs on)``; committed at the end of the block."""
-        with external_env(self.env) as (cr, env):
-            yield cr, env["test.job.target"].browse(self.target_id)
-
-    @contextmanager
-    def worker(self):
-        """A worker that runs jobs while the block runs."""
-        from ..worker import QueueWorker  # noqa: PLC0415 models and their tests get along without
-
-        stop = threading.Event()
-        thread = threading.Thread(
-            target=QueueWorker(self.env.cr.dbname, concurrency=1, stop_event=stop).run, name="worker of a tour"
-        )
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join(60)
-            self.assertFalse(thread.is_alive(), "the worker did not stop")
-
+class TestJobTours(TourCase):
     def failed_job(self, target, cr):
         job = target.with_delay(description="Export to the warehouse").job_ledger("exported")
         move(cr, "claim", job.ids, worker_id="a worker")
@@ -99,6 +46,12 @@ class TestJobTours(HttpCase):
             self.start_tour(JOBS, "job_worker_cancel_running_job", login="admin")
         with self.committed() as (_cr, target):
             self.assertEqual(target.env["queue.job"].browse(job_id).state, "cancelled")
+
+    def test_watch_the_progress_of_a_running_job(self):
+        with self.committed() as (_cr, target):
+            target.with_delay(description="Weigh every grain").job_track(4000, seconds=40)
+        with self.worker():
+            self.start_tour(JOBS, "job_worker_watch_progress", login="admin")
 
     def test_click_through_a_graph(self):
         with self.committed() as (_cr, target):
@@ -194,7 +147,9 @@ class TestJobDisplay(JobCase):
 
     def test_arguments_are_readable(self):
         job = self.target.with_delay().job_echo(5, "text", target=self.target)
-        self.assertEqual(job.arguments_display.splitlines(), ["5", '"text"', f"target = test.job.target({self.target.id})"])
+        self.assertEqual(
+            job.arguments_display.splitlines(), ["5", '"text"', f"target = test.job.target({self.target.id})"]
+        )
 
     def test_jobs_are_found_by_their_record(self):
         job = self.enqueue()
@@ -212,7 +167,7 @@ class TestJobDisplay(JobCase):
         self.assertNotIn(later, found)
         self.assertEqual((late | fresh | later).mapped("is_overdue"), [True, False, False])
 
-    # --- buttons ---------------------------------------------------------------------------------------------------------
+    # --- buttons ---------------------------------------------------------------------------------------------------
 
     def test_a_bulk_action_tells_what_it_skipped_and_why(self):
         jobs = self.in_state("failed") | self.in_state("done") | self.in_state("started") | self.in_state("pending")
@@ -232,7 +187,7 @@ class TestJobDisplay(JobCase):
         self.assertEqual(job.button_run_next()["params"]["type"], "warning")
         self.assertEqual(job.priority, 7)
 
-    # --- graph -----------------------------------------------------------------------------------------------------------
+    # --- graph -----------------------------------------------------------------------------------------------------
 
     def three_levels(self, target=None):
         target = target or self.target
@@ -261,7 +216,7 @@ class TestJobDisplay(JobCase):
         with self.assertRaises(AccessError):
             jobs[1].with_user(user).sudo(False).graph_data()
 
-    # --- seen from the record --------------------------------------------------------------------------------------------
+    # --- seen from the record --------------------------------------------------------------------------------------
 
     def test_a_record_counts_its_jobs_by_state(self):
         for state in ("failed", "pending", "pending"):
@@ -277,5 +232,5 @@ class TestJobDisplay(JobCase):
             user = new_test_user(self.env, f"outside {groups}", groups)
             jobs = self.env["queue.job"].with_user(user)
             self.assertEqual(jobs.record_jobs_summary("test.job.target", self.target.id), {})
-        own = new_test_user(self.env, "own jobs", "job_worker.group_queue_job_user")
-        self.assertEqual(self.env["queue.job"].with_user(own).record_jobs_summary("test.job.target", self.target.id), {})
+        own = self.env["queue.job"].with_user(new_test_user(self.env, "own", "job_worker.group_queue_job_user"))
+        self.assertEqual(own.record_jobs_summary("test.job.target", self.target.id), {})

@@ -24,6 +24,7 @@ class Claim:
 
     :param age: seconds from its creation to the claim
     :param has_children: whether jobs waited for it at the time of the claim
+    :param throttled: whether the channel counts starts
     :param claimed_at: :func:`time.monotonic` of the claim
     """
 
@@ -41,6 +42,7 @@ class Claim:
     database_failures: int
     age: float
     has_children: bool
+    throttled: bool = False
     claimed_at: float = field(default_factory=time.monotonic)
 
 

@@ -26,10 +26,10 @@ _RANK = "COALESCE(scheduled_at, '-infinity'::timestamp)"
 _ORDER = f"channel, priority, {_RANK}, id"
 _CLAIMABLE = "state = 'pending' AND is_due"
 
-# Starts a throttled channel may have in a window: for less than one a second, the window grows instead. The 20 ms more
-# than the second cover the way from the claim to the job's first line.
+# Starts a throttled channel may have in a window: for less than one a second, the window grows instead. The 30 ms more
+# than the second cover what is uneven in the way from the claim to the job's first line.
 _RATE_CAP = "greatest(floor(rate_limit), 1)"
-_RATE_WINDOW = "make_interval(secs => greatest(1, 1 / nullif(rate_limit, 0)) + 0.02)"
+_RATE_WINDOW = "make_interval(secs => greatest(1, 1 / nullif(rate_limit, 0)) + 0.03)"
 _RECENT_STARTS = f"(SELECT count(*) FROM unnest(starts) start WHERE start > {NOW} - {_RATE_WINDOW})"
 
 _KNOWN = """
@@ -94,30 +94,33 @@ SELECT extract(epoch FROM least(
 # them. Index: queue_job_claim_idx from the horizon, or from the first entry of a channel that is new to the worker.
 _CLAIM = f"""
 WITH channel AS MATERIALIZED (
-    SELECT known.*, now_running.running_from AS oldest, COALESCE(rate_limit, 0) AS rate_limit,
-           COALESCE("limit", 1) - running AS seats,
-           CASE WHEN rate_limit > 0 THEN {_RATE_CAP} - COALESCE({_RECENT_STARTS}, 0) ELSE %(count)s END AS starts_left
+    SELECT known.*, now_running.running_from AS oldest, COALESCE("limit", 1) - running AS seats,
+           CASE WHEN rate_limit > 0 THEN {_RATE_CAP} - COALESCE({_RECENT_STARTS}, 0) ELSE %(count)s END AS starts_left,
+           COALESCE(rate_limit, 0) = 0 AND COALESCE("limit", 1) - running >= 4 * %(count)s AS ample
       FROM {_KNOWN}
       LEFT JOIN queue_limit ON queue_limit.name = known.channel
       LEFT JOIN queue_limit_starts ON limit_id = queue_limit.id
      CROSS JOIN LATERAL ({_RUNNING.format(channel="known.channel", running_from="known.running_from")}) now_running
 ), best AS MATERIALIZED (
-    SELECT job.id, channel.oldest
+    SELECT job.id, channel.oldest, channel.ample, row_number() OVER (ORDER BY job.priority, job.rank, job.id) AS place
       FROM channel
      CROSS JOIN LATERAL (
            SELECT id, priority, {_RANK} AS rank FROM queue_job
             WHERE {_CLAIMABLE} AND queue_job.channel = channel.channel
               AND (priority, {_RANK}, id) >= (channel.priority, channel.rank, channel.id)
             ORDER BY {_ORDER}
-            -- ahead of a free thread only where seats abound and starts are not counted
-            LIMIT greatest(0, least(seats, starts_left,
-                CASE WHEN rate_limit = 0 AND seats >= 4 * %(count)s THEN %(count)s ELSE %(free)s END))
+            LIMIT greatest(0, least(seats, starts_left, CASE WHEN ample THEN %(count)s ELSE %(free)s END))
            ) job
-     ORDER BY job.priority, job.rank, job.id
+     ORDER BY place
      LIMIT %(count)s
+), chosen AS MATERIALIZED (
+    -- Ahead of a free thread only where seats abound and starts are not counted, and nothing past a better job that may
+    -- not be claimed ahead.
+    SELECT id, oldest, place FROM best
+     WHERE place < COALESCE((SELECT min(place) FROM best WHERE place > %(free)s AND NOT ample), 2147483647)
 ), locked AS MATERIALIZED (
-    SELECT queue_job.id, best.oldest FROM best JOIN queue_job ON queue_job.id = best.id AND queue_job.state = 'pending'
-     ORDER BY priority, {_RANK}, id FOR NO KEY UPDATE OF queue_job SKIP LOCKED
+    SELECT queue_job.id, oldest FROM chosen JOIN queue_job ON queue_job.id = chosen.id AND queue_job.state = 'pending'
+     ORDER BY place FOR NO KEY UPDATE OF queue_job SKIP LOCKED
 )
 UPDATE queue_job job SET {TRANSITIONS["claim"].set_clause.replace("%(worker_id)s", "%(worker)s")}
   FROM locked WHERE job.id = locked.id
@@ -177,6 +180,7 @@ class Claiming:
         self._horizons = {}
         self._running_from = {}
         self._discovered_at = 0.0
+        self._best_heard = None
 
     def prepare(self, cr):
         """Have the statements planned once for this session."""
@@ -196,8 +200,14 @@ class Claiming:
             channel, priority, job_id = line.split("\t")
             key = (int(priority), "-infinity", int(job_id))
             self._horizons[channel] = min(self._horizons.get(channel, key), key)
+            self._best_heard = min(key[0], key[0] if self._best_heard is None else self._best_heard)
         if not payload:
             self.forget()
+
+    def heard_better_than(self, priority):
+        """Whether a job of a better priority became claimable since the last call."""
+        best, self._best_heard = self._best_heard, None
+        return best is not None and best < priority
 
     def open_channels(self, cr, worker, count):
         """Lock the channels that the best ``count`` jobs are in, until the end of the transaction.
@@ -231,10 +241,12 @@ class Claiming:
         parameters = {"worker": worker, "free": free, "count": count, **self._known(channels)}
         cr.execute(self._sql["claim"], parameters)
         rows = sorted(cr.fetchall(), key=lambda row: row[1])
+        running_from = {}
         for row in rows:
             (job_id, claim_seq), channel, priority, (rank, oldest) = row[:2], row[6], row[7], row[-2:]
             self._horizons[channel] = max(self._horizons.get(channel, _BEGINNING), (priority, rank, job_id), key=_sort_key)
-            self._running_from[channel] = min(oldest or claim_seq, claim_seq)
+            running_from[channel] = min(running_from.get(channel, claim_seq), oldest or claim_seq)
+        self._running_from.update(running_from)
         return [row[:-2] for row in rows]
 
     def record_starts(self, cr, channels):

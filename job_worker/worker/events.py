@@ -68,6 +68,10 @@ def job_given_back(claim, reason):
     _logger.info("job given back: job=%s uuid=%s reason=%s", claim.id, claim.uuid, reason)
 
 
+def jobs_given_back(claims, reason):
+    _logger.info("jobs given back: count=%s jobs=%s reason=%s", len(claims), [claim.id for claim in claims[:20]], reason)
+
+
 def attempt_lost(claim):
     _logger.warning("attempt does not own its job any more, its work was dropped: job=%s uuid=%s", claim.id, claim.uuid)
 

@@ -32,6 +32,7 @@ REGISTRY_WAIT_SECONDS = 5.0
 REGISTRY_PATIENCE_SECONDS = 3600
 WRITE_TRIES = 5
 LATE_CHILDREN_SECONDS = 0.2
+START_AFTER_CLAIM_SECONDS = 0.05
 
 
 class _DatabaseLostError(Exception):
@@ -61,6 +62,7 @@ class Executor:
         """Bring an attempt to its end, whatever that is. Raises nothing."""
         threading.current_thread().dbname = self._db_name
         try:
+            _await_start(attempt)
             error = self._try(attempt)
             for tries in range(1, MAX_CONFLICTS + 1):
                 if not isinstance(error, CONFLICTS) or attempt.reason:
@@ -103,12 +105,12 @@ class Executor:
             cr.finish(result, attempt.duration)
         except BaseException as error:  # noqa: BLE001 whatever a job raises, SystemExit included, is its failure
             lost = cr is None or cr.broken or is_trouble(error)
-            _close(cr, discard=bool(attempt.reason) or isinstance(error, errors.InvalidSqlStatementName))
+            _close(cr, discard=lost or bool(attempt.reason) or isinstance(error, errors.InvalidSqlStatementName))
             if attempt.registry is not None:
                 attempt.registry.reset_changes()
             return _DatabaseLostError(error) if lost else error
         events.job_done(claim, attempt.duration)
-        self._after_done(claim, registry)
+        self._after_done(claim, registry, cr)
         return None
 
     def _call(self, attempt, cr):
@@ -127,11 +129,16 @@ class Executor:
             raise Interrupted
         return result
 
-    def _after_done(self, claim, registry):
+    def _after_done(self, claim, registry, cr):
         """What follows the commit; it can't undo the job, and the workers' sweep makes up for it.
 
         Jobs that were told to wait for this one after it was claimed are looked for only if there was time for it.
         """
+        try:
+            cr.run_postcommit()
+        except BaseException as error:  # noqa: BLE001 what the job registered may raise what a job may raise
+            events.after_done_failed(claim, error)
+            _close(cr)
         try:
             registry.signal_changes()
             if claim.has_children or time.monotonic() - claim.claimed_at > LATE_CHILDREN_SECONDS:
@@ -203,7 +210,7 @@ def write_end(cr, attempt, error, max_backoff):
             events.job_cancelled(claim)
             ended = True
     elif reason == SHUTDOWN:
-        if owned := attempts.give_back(cr, claim, duration=duration):
+        if owned := attempts.give_back(cr, claim, duration):
             events.job_given_back(claim, "shutdown")
     elif reason != TIMEOUT and _registry_is_behind(cr, attempt, error):
         if owned := attempts.postpone(cr, claim, error, REGISTRY_WAIT_SECONDS, duration=duration):
@@ -235,6 +242,15 @@ def _registry_is_behind(cr, attempt, error):
         return True
     registry = attempt.registry
     return registry is not Registry(registry.db_name) or registry.registry_sequence != registry.get_sequences(cr)[0]
+
+
+def _await_start(attempt):
+    """Let jobs of throttled channels begin a fixed time after their claim, so that their starts are as far apart as
+    their claims.
+    """
+    if attempt.claim.throttled:
+        time.sleep(max(attempt.claim.claimed_at + START_AFTER_CLAIM_SECONDS - time.monotonic(), 0))
+        attempt.began = time.monotonic()
 
 
 def _close(cr, discard=False):

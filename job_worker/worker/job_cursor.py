@@ -61,7 +61,13 @@ class JobCursor(Cursor):
             self._send(f"{self._finish}; RESET ALL; COMMIT; {queries.BEGIN}", parameters)
         except errors.DivisionByZero as error:
             raise AttemptLostError from error
-        self._after_commit()
+        self._forget_transaction()
+
+    def run_postcommit(self):
+        """Call what the job registered to follow its commit; what that leaves uncommitted is dropped."""
+        if len(self.postcommit):
+            self.postcommit.run()
+            self.rollback()
 
     def commit(self):
         """For job code that commits by itself: it may, while its attempt owns the job.
@@ -72,7 +78,8 @@ class JobCursor(Cursor):
         if not queries.lock_attempt(self, self._claim.claim_seq, self._claim.id):
             raise AttemptLostError
         self._send(f"COMMIT; {queries.BEGIN}")
-        self._after_commit()
+        self._forget_transaction()
+        self.postcommit.run()
 
     def rollback(self):
         self.clear()
@@ -84,12 +91,11 @@ class JobCursor(Cursor):
         self._now = None
         self.postrollback.run()
 
-    def _after_commit(self):
+    def _forget_transaction(self):
         self.clear()
         self._now = None
         self.prerollback.clear()
         self.postrollback.clear()
-        self.postcommit.run()
 
     def _is_idle(self):
         return self._cnx.get_transaction_status() == TRANSACTION_STATUS_IDLE

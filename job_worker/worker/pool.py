@@ -66,6 +66,11 @@ class Pool:
     def has_waiting(self):
         return bool(self._waiting)
 
+    def worst_waiting_priority(self):
+        """The highest number among the priorities of what no thread has begun, ``None`` if there is nothing."""
+        with self._changed:
+            return max((claim.priority for claim in self._waiting), default=None)
+
     def submit(self, claims):
         with self._changed:
             self._waiting.extend(claims)

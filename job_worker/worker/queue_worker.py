@@ -227,9 +227,9 @@ class QueueWorker:
                 self._postpone(cr, claim, error)
                 self._lost.pop(0)
             known = self.pool.claims() | self._monitor.claims()
-            for job_id, claim_seq in queries.claimed_by(cr, self.name).items():
-                if known.get(job_id) != claim_seq:
-                    attempts.give_back(cr, SimpleNamespace(id=job_id, claim_seq=claim_seq))
+            owned = queries.claimed_by(cr, self.name).items()
+            unknown = [SimpleNamespace(id=job_id, claim_seq=seq) for job_id, seq in owned if known.get(job_id) != seq]
+            attempts.give_back_unbegun(cr, unknown)
 
     def _postpone(self, cr, claim, error):
         if claim.database_failures + 1 >= MAX_DATABASE_FAILURES:
@@ -256,6 +256,9 @@ class QueueWorker:
             self._take_stock()
             self._probe()
         self._give_back(self.pool.take_waiting(longer_than=GIVE_BACK_AFTER_SECONDS), "the threads are busy")
+        worst = self.pool.worst_waiting_priority()
+        if worst is not None and self._claiming.heard_better_than(worst):
+            self._give_back(self.pool.take_waiting(), "better jobs have come")
         free, count = self.pool.demand()
         if self._is_paused():
             return self.poll_timeout
@@ -270,10 +273,10 @@ class QueueWorker:
             due_in, channels, throttled, busy, queued, alive, modules_changing = opened
             if alive and channels and not modules_changing:
                 rows = self._claiming.claim(cr, self.name, channels, free, count)
-            claims = [Claim(*row) for row in rows]
+            claims = [Claim(*row, throttled=row[6] in throttled) for row in rows]
             if claims:
                 if throttled:
-                    self._claiming.record_starts(cr, [claim.channel for claim in claims if claim.channel in throttled])
+                    self._claiming.record_starts(cr, [claim.channel for claim in claims if claim.throttled])
                 registry_changed = self._has_registry_changed(cr)
         if registry_changed:
             self._give_back(claims, "modules have changed")
@@ -401,9 +404,8 @@ class QueueWorker:
         if not claims:
             return
         with self._connection.transaction() as cr:
-            for claim in claims:
-                attempts.give_back(cr, claim)
-                events.job_given_back(claim, reason)
+            attempts.give_back_unbegun(cr, claims)
+        events.jobs_given_back(claims, reason)
 
     def _drain(self):
         """Let the running jobs finish, for as long as they may; give back the others."""

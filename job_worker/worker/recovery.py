@@ -29,7 +29,7 @@ def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, h
             begun, cancel_requested, exc_info, duration = row[3], *row[6:9]
             recovered.append(job.id)
             if not begun:
-                attempts.give_back(cr, job)
+                attempts.give_back_unbegun(cr, [job])
             elif cancel_requested:
                 attempts.stop(cr, job, duration)
                 failed.append(job.id)

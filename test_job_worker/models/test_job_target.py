@@ -1,4 +1,5 @@
 import ctypes
+import mmap
 import os
 import socket
 import time
@@ -103,6 +104,18 @@ class TestJobTarget(models.Model):
         self.job_ledger(key)
         return getattr(self, method)(*args)
 
+    def job_fail_after_commit(self, key):
+        """Write to the ledger and succeed, but fail in what is to follow the commit."""
+        self.job_ledger(key)
+        self.env.cr.postcommit.add(lambda: self.job_fail())
+
+    def job_map(self, mebibytes, seconds):
+        """Take memory that the limit of the process's own does not count."""
+        with mmap.mmap(-1, mebibytes * 2**20) as hoard:
+            for start in range(0, len(hoard), mmap.PAGESIZE):
+                hoard[start] = 1
+            time.sleep(seconds)
+
     def job_clock(self):
         """What time of day this host takes it for, in seconds since 1970."""
         return time.time()
@@ -114,6 +127,11 @@ class TestJobTarget(models.Model):
     def job_sleep(self, seconds):
         """Wait in C."""
         time.sleep(seconds)
+
+    def job_track(self, steps, seconds):
+        """Tell its progress: ``steps`` in ``seconds``."""
+        for _step in self.env["queue.job"].track_progress(range(steps), message=lambda step: f"step {step}"):
+            time.sleep(seconds / steps)
 
     def job_sleep_in_database(self, seconds):
         """Wait in a query."""

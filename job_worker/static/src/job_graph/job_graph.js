@@ -11,7 +11,7 @@ import { Component, onMounted, onWillDestroy, onWillStart, useRef, useState } fr
 
 const RELOAD_MS = 3000;
 const ZOOM_STEP = 1.25;
-const [SMALLEST, BIGGEST] = [0.05, 3];
+const [SMALLEST, READABLE, BIGGEST] = [0.05, 0.5, 3];
 const DRAG_FROM_PIXELS = 4;
 const ACTIVE = ["waiting", "pending", "started"];
 const MAX_LABEL = 26;
@@ -140,11 +140,17 @@ export class JobGraph extends Component {
     fit() {
         const { clientWidth, clientHeight } = this.view.el;
         const { width, height } = this.picture;
-        const scale = Math.min(1, clientWidth / width, clientHeight / height);
+        const scale = Math.max(Math.min(1, clientWidth / width, clientHeight / height), READABLE);
+        const current = this.picture.boxes.find((box) => box.current);
+        // what does not fit is shown around the job
+        const place = (space, size, middle) =>
+            size * scale <= space
+                ? (space - size * scale) / 2
+                : Math.min(Math.max(space / 2 - middle * scale, space - size * scale), 0);
         Object.assign(this.window, {
             scale,
-            x: Math.max((clientWidth - width * scale) / 2, 0),
-            y: Math.max((clientHeight - height * scale) / 2, 0),
+            x: place(clientWidth, width, current.x + current.width / 2),
+            y: place(clientHeight, height, current.y + current.height / 2),
         });
     }
 

@@ -42,6 +42,24 @@ registry.category("web_tour.tours").add("job_worker_cancel_running_job", {
     ],
 });
 
+registry.category("web_tour.tours").add("job_worker_watch_progress", {
+    steps: () => [
+        { trigger: ".o_data_row:contains(Weigh every grain) .o_job_progress_text:contains(of 4,000 · step)", timeout: 30000 },
+        ...OPEN_ROW("Weigh every grain"),
+        { trigger: ".o_job_standing .o_job_progress_text:contains(of 4,000 · step)" },
+        {
+            trigger: ".o_job_standing .progress[aria-valuenow]",
+            async run({ anchor, waitUntil }) {
+                const before = Number(anchor.getAttribute("aria-valuenow"));
+                await waitUntil(() => Number(anchor.getAttribute("aria-valuenow")) > before, { timeout: 20000 });
+            },
+        },
+        { trigger: "button[name=button_cancelled]:contains(Stop)", run: "click" },
+        CONFIRM,
+        { trigger: CURRENT("cancelled"), timeout: 30000 },
+    ],
+});
+
 registry.category("web_tour.tours").add("job_worker_graph", {
     steps: () => [
         ...OPEN_ROW("Collect the orders"),

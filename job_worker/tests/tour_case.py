@@ -1,0 +1,59 @@
+import threading
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from odoo.modules.registry import DummyRLock, Registry
+from odoo.tests import HttpCase
+
+from .common import external_env
+
+
+class TourCase(HttpCase):
+    """In a real browser, with a real worker: so everything here is committed, and removed in the end."""
+
+    registry_test_mode = False
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        # what HttpCase has written but not committed, requests would wait for
+        type(cls.cr).rollback(cls.cr)
+        # held by whoever runs the tests; requests would wait for it too
+        cls.startClassPatcher(patch.object(Registry, "_lock", DummyRLock()))
+
+    def setUp(self):
+        super().setUp()
+        if "test.job.target" not in self.env:
+            self.skipTest("the addon test_job_worker is not installed")
+        self.addCleanup(self._clean_up)
+        with external_env(self.env) as (_cr, env):
+            self.target_id = env["test.job.target"].create({"name": "A record with jobs"}).id
+
+    def _clean_up(self):
+        with external_env(self.env) as (cr, env):
+            cr.execute("DELETE FROM queue_job")
+            cr.execute("DELETE FROM test_job_ledger")
+            env["test.job.target"].browse(self.target_id).unlink()
+
+    @contextmanager
+    def committed(self):
+        """``(cr, record to enqueue jobs on)``; committed at the end of the block."""
+        with external_env(self.env) as (cr, env):
+            yield cr, env["test.job.target"].browse(self.target_id)
+
+    @contextmanager
+    def worker(self):
+        """A worker that runs jobs while the block runs."""
+        from ..worker import QueueWorker  # models and their tests get along without
+
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=QueueWorker(self.env.cr.dbname, concurrency=1, stop_event=stop).run, name="worker of a tour"
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(60)
+            self.assertFalse(thread.is_alive(), "the worker did not stop")

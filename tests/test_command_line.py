@@ -1,0 +1,81 @@
+"""What ``odoo-bin job_worker`` says to whoever types it."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.harness import run_odoo
+
+
+def test_help_names_every_option_and_the_signals():
+    status, output = run_odoo(None, "job_worker", "--help")
+    assert status == 0
+    for word in ("--processes", "--concurrency", "--shutdown-timeout", "--no-listen", "--check", "SIGTERM", "SIGUSR1"):
+        assert word in output
+    assert max(map(len, output.splitlines())) <= 120
+
+
+def test_check_says_that_all_is_well(db):
+    status, output = run_odoo(db, "job_worker", "--check")
+    assert (status, output.strip().splitlines()[-1]) == (0, f"job_worker: ready to serve {db.name}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes=0"], "argument --processes: '0' is not a whole number from 1"),
+        (["--concurrency=two"], "argument --concurrency: 'two' is not a whole number from 1"),
+        (["--poll-timeout=-1"], "argument --poll-timeout: '-1' is not a number of seconds"),
+        (["--stale-after=5", "--heartbeat-interval=5"], "--heartbeat-interval must be above 0 and below --stale-after"),
+        (["--concurrency=500"], "--concurrency 500 needs as many connections: raise db_maxconn"),
+        (["-d", "job_worker_no_such_database"], "can't open job_worker_no_such_database"),
+        (["-d", "postgres"], "the addon job_worker is not installed in postgres"),
+    ],
+)
+def test_a_mistake_gets_a_clear_answer(arguments, message):
+    status, output = run_odoo(None, "job_worker", "--check", *arguments)
+    assert status in (1, 2)
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_a_bad_value_in_the_environment_gets_a_clear_answer():
+    status, output = run_odoo(None, "job_worker", "--check", environment={"QUEUE_JOB_CONCURRENCY": "many"})
+    assert status == 1
+    assert "QUEUE_JOB_CONCURRENCY must be a number from 1: 'many'" in output
+
+
+def test_a_worker_alone_in_a_plain_python_process(db):
+    job = db.enqueue_one("job_ledger", "plain")
+    program = textwrap.dedent(
+        f"""
+        import threading, time
+        from odoo.modules.module import initialize_sys_path
+        from odoo.tools import config
+
+        config.parse_config([])
+        initialize_sys_path()
+        from odoo.addons.job_worker.worker import QueueWorker
+
+        stop = threading.Event()
+        worker = QueueWorker({db.name!r}, poll_timeout=0.5, stop_event=stop)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        input()
+        stop.set()
+        thread.join(20)
+        print("stopped" if not thread.is_alive() else "hangs")
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        try:
+            db.wait_for_state(job, "done")
+            output, _errors = process.communicate("\n", timeout=30)
+        finally:
+            process.kill()
+    assert output.strip() == "stopped"
+    assert not db.workers()

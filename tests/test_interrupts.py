@@ -1,0 +1,99 @@
+"""Attempts that lose their job, or are to be stopped, and do not want to."""
+
+from tests.harness import Worker, wait_until, worker_thread
+
+
+def take_away(db, job_id):
+    """What the recovery of a job and another worker's claim do to the attempt that had it."""
+    db.query(
+        "UPDATE queue_job SET claim_seq = nextval('queue_job_claim_seq'), worker_id = %s WHERE id = %s", "other", job_id
+    )
+
+
+def hand_out_to_nobody(db, job_id):
+    db.query("UPDATE queue_job SET state = 'cancelled' WHERE id = %s", job_id)
+
+
+def test_a_job_that_commits_by_itself_can_do_so(db):
+    with worker_thread(db):
+        job = db.enqueue_one("job_commit_halfway", "half", 0)
+        db.wait_for_state(job, "done")
+    assert db.ledger() == {"half:first": 1, "half:second": 1}
+
+
+def test_a_job_that_commits_by_itself_cannot_after_it_lost_its_job(db):
+    db.query("INSERT INTO queue_worker (name, state, last_heartbeat) VALUES ('other', 'running', now() + interval '1 h')")
+    with worker_thread(db):
+        job = db.enqueue_one("job_commit_halfway", "half", 0.8)
+        db.wait_for_state(job, "started")
+        take_away(db, job)
+    assert db.job(job)["worker_id"] == "other"
+    assert not db.ledger()
+
+
+def test_an_attempt_that_lost_its_job_is_interrupted_and_the_worker_goes_on(db):
+    db.query("INSERT INTO queue_worker (name, state, last_heartbeat) VALUES ('other', 'running', now() + interval '1 h')")
+    with worker_thread(db, concurrency=1):
+        job = db.enqueue_one("job_ledger_then", "lost", "job_spin")
+        db.wait_for_state(job, "started")
+        take_away(db, job)
+        healthy = db.enqueue_one("job_ledger", "healthy")
+        db.wait_for_state(healthy, "done")
+    assert db.job(job)["worker_id"] == "other"
+    assert db.ledger() == {"healthy": 1}
+
+
+def test_cancelling_a_running_job_stops_it(db):
+    with worker_thread(db, concurrency=1):
+        job = db.enqueue_one("job_ledger_then", "cancelled", "job_sleep_in_database", 60)
+        db.wait_for_state(job, "started")
+        with db.env() as env:
+            env["queue.job"].browse(job).button_cancelled()
+        assert db.wait_for_state(job, "cancelled", timeout=10)["attempts"] == 0
+    assert not db.ledger()
+
+
+def test_cancelling_between_the_last_line_and_the_commit_undoes_the_job(db):
+    with worker_thread(db):
+        job = db.enqueue_one("job_ledger", "cancelled", 0.5)
+        db.wait_for_state(job, "started")
+        db.query("UPDATE queue_job SET cancel_requested = true WHERE id = %s", job)
+        db.wait_for_state(job, "cancelled")
+    assert not db.ledger()
+
+
+def test_a_job_that_holds_the_interrupt_back_costs_its_process_and_commits_nothing(db):
+    with Worker(db, concurrency=2) as worker:
+        stubborn = db.enqueue_one("job_hold_on", "stubborn", 12, timeout=1, max_retries=1)
+        db.wait_for_state(stubborn, "started")
+        wait_until(lambda: db.job(stubborn)["attempts"] == 1, 1 + 5 + 5, "it is stopped")
+        assert "TimeoutJobError" in db.job(stubborn)["exc_info"]
+        healthy = db.enqueue_one("job_ledger", "healthy")
+        db.wait_for_state(healthy, "done")
+        db.wait_for_state(stubborn, "failed")
+        wait_until(lambda: worker.logged("could not be interrupted") == 2, what="its processes are replaced")
+        assert worker.stop() == 0
+    assert db.ledger() == {"healthy": 1}
+
+
+def test_what_follows_the_commit_of_a_job_may_fail_without_undoing_it(db):
+    with db.env() as env:
+        target = env["test.job.target"]
+        parent = target.delayable(max_retries=1).job_fail_after_commit("parent")
+        child = target.delayable().job_ledger("child")
+        parent.on_done(child)
+        jobs = parent.delay()
+        parent_id = min(jobs.ids if hasattr(jobs, "ids") else [job.id for job in jobs])
+    with worker_thread(db):
+        db.wait_until_drained(20)
+    assert db.job(parent_id)["state"] == "done"
+    assert db.job(parent_id)["attempts"] == 0
+    assert db.ledger() == {"parent": 1, "child": 1}
+
+
+def test_a_job_that_exits_the_interpreter_fails_alone(db):
+    with worker_thread(db, concurrency=1):
+        job = db.enqueue_one("job_fail", "system_exit", max_retries=1)
+        assert "SystemExit" in db.wait_for_state(job, "failed", timeout=15)["exc_info"]
+        healthy = db.enqueue_one("job_ledger", "healthy")
+        db.wait_for_state(healthy, "done")

@@ -1,0 +1,84 @@
+"""One runner for all databases that have the addon."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from odoo.tools import config
+
+from odoo.addons.job_worker.worker import QueueJobRunner, runner
+
+from tests.harness import STALE_AFTER, Database, wait_until
+from tools import databases
+
+
+@pytest.fixture
+def make_database():
+    """A function that makes one more database, all of them dropped at the end."""
+    made = []
+
+    def make():
+        made.append(Database(databases.clone()))
+        return made[-1]
+
+    yield make
+    for database in made:
+        database.close()
+        databases.drop(database.name)
+
+
+@contextmanager
+def running(monkeypatch, *names):
+    """A runner that may serve ``names`` and looks for them often."""
+    monkeypatch.setattr(runner, "DISCOVER_SECONDS", 0.5)
+    monkeypatch.setitem(config.options, "dbfilter", f"^({'|'.join(names)})$")
+    options = runner.Options(poll_timeout=1, stale_after_seconds=STALE_AFTER, heartbeat_interval_seconds=1)
+    queue_runner = QueueJobRunner(options)
+    thread = threading.Thread(target=queue_runner.run)
+    thread.start()
+    try:
+        yield queue_runner
+    finally:
+        queue_runner.stop()
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_new_databases_are_picked_up_and_dropped_ones_left(make_database, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    first, second = make_database(), make_database()
+    late_name = f"{first.name}_late"
+    with running(monkeypatch, first.name, second.name, late_name):
+        for database in (first, second):
+            job = database.enqueue_one("job_ledger", "found")
+            database.wait_for_state(job, "done")
+        late = Database(databases.clone(late_name))
+        try:
+            job = late.enqueue_one("job_ledger", "late")
+            late.wait_for_state(job, "done")
+        finally:
+            late.close()
+            databases.drop(late_name)
+        wait_until(lambda: f"no longer serving database: database={late_name}" in caplog.text, what="it is left")
+        job = first.enqueue_one("job_ledger", "again")
+        first.wait_for_state(job, "done")
+
+
+def test_looking_for_databases_does_not_disturb_running_jobs(make_database, monkeypatch):
+    database = make_database()
+    with running(monkeypatch, database.name):
+        job = database.enqueue_one("job_ledger", "undisturbed", 3)
+        assert database.wait_for_state(job, "done")["database_failures"] == 0
+    assert database.ledger() == {"undisturbed": 1}
+
+
+def test_a_sick_database_does_not_hurt_the_others(make_database, monkeypatch):
+    healthy, sick = make_database(), make_database()
+    sick.query("ALTER TABLE queue_job RENAME TO queue_job_gone")
+    with running(monkeypatch, healthy.name, sick.name):
+        job = healthy.enqueue_one("job_ledger", "healthy")
+        healthy.wait_for_state(job, "done")
+        sick.query("ALTER TABLE queue_job_gone RENAME TO queue_job")
+        job = sick.enqueue_one("job_ledger", "recovered")
+        sick.wait_for_state(job, "done", timeout=40)

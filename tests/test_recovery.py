@@ -1,0 +1,107 @@
+"""What the living do for the dead."""
+
+import psycopg2
+
+from tests.harness import STALE_AFTER, wait_until, worker_thread
+
+CLAIM = (
+    "UPDATE queue_job SET state = 'started', worker_id = %s, claim_seq = nextval('queue_job_claim_seq'),"
+    " started_at = now() AT TIME ZONE 'UTC' WHERE id = %s"
+)
+
+
+def claim_by(db, worker, *job_ids):
+    """Leave jobs as the claim of ``worker`` leaves them."""
+    for job_id in job_ids:
+        db.query(CLAIM, worker, job_id)
+
+
+def add_worker(db, name, age, slots=1):
+    db.query(
+        "INSERT INTO queue_worker (name, state, slots, last_heartbeat)"
+        " VALUES (%s, 'running', %s, now() AT TIME ZONE 'UTC' - make_interval(secs => %s))",
+        name,
+        slots,
+        age,
+    )
+
+
+def test_jobs_of_a_worker_that_has_no_row_are_recovered(db):
+    job = db.enqueue_one("job_ledger", "orphan")
+    claim_by(db, "ghost", job)
+    with worker_thread(db):
+        assert db.wait_for_state(job, "done", timeout=20)["attempts"] == 1
+    assert db.ledger() == {"orphan": 1}
+
+
+def test_the_error_of_a_recovered_job_says_whose_it_was(db):
+    job = db.enqueue_one("job_ledger", "orphan", max_retries=1)
+    db.query("UPDATE queue_job SET attempts = 1, exc_info = 'an earlier error' WHERE id = %s", job)
+    claim_by(db, "ghost", job)
+    with worker_thread(db):
+        error = db.wait_for_state(job, "failed", timeout=20)["exc_info"]
+    assert error.startswith("an earlier error"), error
+    assert "WorkerDiedJobError: worker ghost is gone" in error
+
+
+def test_only_what_a_dead_worker_had_begun_counts_as_an_attempt(db):
+    jobs = [db.enqueue_one("job_ledger", f"job {number}") for number in range(4)]
+    add_worker(db, "dead", age=2 * STALE_AFTER, slots=1)
+    claim_by(db, "dead", *jobs)
+    with worker_thread(db):
+        db.wait_until_drained(20)
+    assert [db.job(job)["attempts"] for job in jobs] == [1, 0, 0, 0]
+    assert db.ledger() == {f"job {number}": 1 for number in range(4)}
+
+
+def test_a_job_that_was_to_be_cancelled_when_its_worker_died_is_cancelled(db):
+    job = db.enqueue_one("job_ledger", "cancelled")
+    add_worker(db, "dead", age=2 * STALE_AFTER)
+    claim_by(db, "dead", job)
+    db.query("UPDATE queue_job SET cancel_requested = true WHERE id = %s", job)
+    with worker_thread(db):
+        db.wait_for_state(job, "cancelled", timeout=20)
+    assert not db.ledger()
+
+
+def test_jobs_of_a_silent_worker_are_left_alone_until_it_is_stale(db):
+    job = db.enqueue_one("job_ledger", "slow")
+    add_worker(db, "silent", age=0)
+    claim_by(db, "silent", job)
+    with worker_thread(db):
+        db.wait_for_state(job, "done", timeout=20)
+    silent_for = db.value(
+        "SELECT extract(epoch FROM ended_at - started_at) FROM queue_job_attempt WHERE job_id = %s AND outcome = 'died'",
+        job,
+    )
+    assert silent_for >= STALE_AFTER
+
+
+def test_a_worker_frozen_in_the_middle_of_its_heartbeat_does_not_hold_up_the_others(db):
+    add_worker(db, "dead", age=2 * STALE_AFTER)
+    add_worker(db, "frozen", age=2 * STALE_AFTER)
+    job = db.enqueue_one("job_ledger", "orphan")
+    claim_by(db, "dead", job)
+    frozen = psycopg2.connect(dbname=db.name, host=db.server.get("PGHOST"), port=db.server.get("PGPORT"))
+    try:
+        with frozen.cursor() as cr:
+            cr.execute("UPDATE queue_worker SET last_heartbeat = now() WHERE name = 'frozen'")
+            with worker_thread(db) as worker:
+                db.wait_for_state(job, "done", timeout=20)
+                wait_until(lambda: worker.name in db.workers(), what="the worker still reports")
+    finally:
+        frozen.close()
+
+
+def test_a_worker_killed_between_commit_and_promotion_leaves_a_child_that_is_promoted(db):
+    with db.env() as env:
+        target = env["test.job.target"]
+        parent = target.delayable().job_ledger("parent")
+        parent.on_done(target.delayable().job_ledger("child"))
+        parent.delay()
+    # all that a worker has done by the time of its commit
+    db.query("UPDATE queue_job SET state = 'done', completed_at = now() WHERE state = 'pending'")
+    with worker_thread(db):
+        db.wait_until_drained(20)
+    assert db.states() == {"done": 2}
+    assert db.ledger() == {"child": 1}

@@ -1,0 +1,35 @@
+"""Processes are replaced by what they used, and killed for what they must not use, without losing a job."""
+
+import pytest
+
+from tests.faults import keys
+from tests.harness import Worker, wait_until
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--max-jobs=10", "jobs run"),
+        ("--max-age=1", "reason=age"),
+        ("--limit-memory-soft=1048576", "limit_memory_soft 1"),
+    ],
+)
+def test_a_process_is_replaced_when_it_has_done_enough(db, option, reason):
+    db.enqueue("job_ledger", [(key, 0.1) for key in keys(60)], max_retries=1)
+    with Worker(db, option) as worker:
+        db.wait_until_drained()
+        wait_until(lambda: worker.logged("worker process started") > 1, what="a successor")
+        wait_until(lambda: worker.logged("worker stopped"), what="the first one ends")
+        assert worker.stop() == 0
+        assert worker.logged(reason), worker.log()[-3000:]
+    assert db.value("SELECT max(attempts) FROM queue_job") == 0
+    db.count(keys(60)).check()
+
+
+def test_a_process_over_the_hard_limit_is_killed_and_its_job_says_so(db):
+    job = db.enqueue_one("job_map", 900, 60, max_retries=1)
+    with Worker(db, f"--limit-memory-hard={700 * 2**20}", "--limit-memory-soft=0") as worker:
+        assert "SIGKILL" in db.wait_for_state(job, "failed")["exc_info"]
+        assert worker.logged("worker process killed") == 2
+        healthy = db.enqueue_one("job_ledger", "healthy")
+        db.wait_for_state(healthy, "done")

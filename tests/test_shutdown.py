@@ -1,0 +1,103 @@
+"""Signals: what runs may finish, what must end is given back uncounted, nothing stays started."""
+
+import os
+import signal
+
+import pytest
+
+from tests.harness import Worker, wait_until
+
+
+def outcomes(db, job_id):
+    return [outcome for (outcome,) in db.query("SELECT outcome FROM queue_job_attempt WHERE job_id = %s", job_id)]
+
+
+def assert_given_back(db, job_id):
+    job = db.job(job_id)
+    assert (job["state"], job["attempts"], job["worker_id"]) == ("pending", 0, None)
+    assert not db.ledger(), "an interrupted job left something behind"
+
+
+def test_sigterm_lets_running_jobs_finish_and_claims_no_more(db):
+    running = db.enqueue_one("job_ledger", "running", 2)
+    with Worker(db, concurrency=1) as worker:
+        db.wait_for_state(running, "started")
+        next_one = db.enqueue_one("job_ledger", "next")
+        assert worker.stop() == 0
+        assert db.job(running)["state"] == "done"
+        assert db.job(next_one)["state"] == "pending"
+        assert not db.workers()
+
+
+@pytest.mark.parametrize("stuck", [("job_spin",), ("job_sleep", 60)], ids=["in Python", "in C"])
+def test_a_second_sigterm_gives_running_jobs_back_uncounted(db, stuck):
+    running = db.enqueue_one("job_ledger_then", "stuck", *stuck)
+    with Worker(db) as worker:
+        db.wait_for_state(running, "started")
+        worker.signal(signal.SIGTERM)
+        wait_until(lambda: worker.logged("worker stopping"), what="it drains")
+        assert worker.stop(timeout=15) == 0
+    assert_given_back(db, running)
+
+
+def test_the_shutdown_timeout_gives_running_jobs_back_uncounted(db):
+    running = db.enqueue_one("job_ledger_then", "stuck", "job_sleep_in_database", 60)
+    with Worker(db, "--shutdown-timeout=1") as worker:
+        db.wait_for_state(running, "started")
+        assert worker.stop(timeout=15) == 0
+    assert_given_back(db, running)
+    assert outcomes(db, running) == ["given_back"]
+
+
+def test_sigterm_does_not_hurry_a_process_that_is_being_replaced(db):
+    slow = db.enqueue_one("job_ledger", "slow", 3)
+    with Worker(db, "--max-jobs=1", concurrency=2) as worker:
+        db.wait_for_state(slow, "started")
+        db.enqueue_one("job_ledger", "quick")
+        wait_until(lambda: worker.logged("recycles itself"), what="the process asks to be replaced")
+        assert worker.stop() == 0
+    assert db.job(slow)["state"] == "done"
+    assert outcomes(db, slow) == []
+
+
+def test_sigusr1_pauses_and_sigusr2_resumes(db):
+    with Worker(db) as worker:
+        worker.wait_until_ready().signal(signal.SIGUSR1)
+        wait_until(lambda: worker.logged("claiming paused"), what="it pauses")
+        job = db.enqueue_one("job_ledger", "paused")
+        wait_until(lambda: db.query("SELECT 1 FROM queue_worker WHERE state = 'paused'"), what="it shows")
+        assert db.job(job)["state"] == "pending"
+        worker.signal(signal.SIGUSR2)
+        db.wait_for_state(job, "done")
+        assert worker.logged("claiming resumed") == 1
+
+
+def test_a_pause_asked_for_in_the_database_is_followed_within_a_heartbeat(db):
+    with Worker(db) as worker:
+        worker.wait_until_ready()
+        with db.env() as env:
+            env["queue.worker"].search([]).button_drain()
+        wait_until(lambda: worker.logged("claiming paused"), 10, "it pauses")
+        job = db.enqueue_one("job_ledger", "paused")
+        wait_until(lambda: db.query("SELECT 1 FROM queue_worker WHERE state = 'paused'"), what="it shows")
+        assert db.job(job)["state"] == "pending"
+        with db.env() as env:
+            env["queue.worker"].search([]).button_resume()
+        db.wait_for_state(job, "done")
+
+
+def test_children_of_a_killed_supervisor_finish_their_jobs_and_leave(db):
+    running = db.enqueue_one("job_ledger", "running", 2)
+    with Worker(db) as worker:
+        db.wait_for_state(running, "started")
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_until(lambda: not worker.processes(), what="its child leaves")
+        assert db.job(running)["state"] == "done"
+        assert not db.workers()
+
+
+def test_sigterm_while_the_registry_loads_ends_it_with_status_0(db):
+    with Worker(db) as worker:
+        wait_until(lambda: worker.logged("loading 1 modules"), what="it loads the registry")
+        assert worker.stop() == 0
+        assert not worker.logged("worker process started")
