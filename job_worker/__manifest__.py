@@ -30,5 +30,4 @@
         "web.assets_tests": ["job_worker/static/tests/tours/*"],
     },
     "application": True,
-    "installable": True,
 }

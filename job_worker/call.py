@@ -1,6 +1,6 @@
 """From a stored payload back to a call: shared by workers and ``run_now()``."""
 
-from odoo import api
+from odoo import _, api
 from odoo.exceptions import MissingError
 
 from .delay import check_method_name
@@ -32,18 +32,21 @@ def perform(cr, job_uuid, user_id, payload, more_context=None):
         raise ValueError(f"damaged payload of a job: ids {ids!r:.100}, context {context!r:.100}")
     check_method_name(method_name)
     if not user_id:
-        raise MissingError("The user of the job was not found: it was deleted.")  # pylint: disable=missing-gettext
+        raise MissingError(_("The user of the job was not found: it was deleted."))
     foreign_uid = None if user_id == enqueuer else enqueuer
-    env = api.Environment(cr, user_id, {}, su=bool(su) and foreign_uid is None)
-    _args, context = load_call([], context, env)
+    su = bool(su) and foreign_uid is None
+    if any(type(value) is dict for value in context.values()):  # packed values, which may need an environment
+        _args, context = load_call([], context, api.Environment(cr, user_id, {}, su))
     companies = [payload["company_id"]] if payload.get("company_id") else []
-    env = env(context={"allowed_company_ids": companies, **context, **(more_context or {}), "job_uuid": job_uuid})
+    context = {"allowed_company_ids": companies, **context, **(more_context or {}), "job_uuid": job_uuid}
+    env = api.Environment(cr, user_id, context, su)
     env.transaction.default_env = env
     if not isinstance(model_name, str) or model_name not in env:
         raise ModelNotFoundError(f"model {model_name!r} not found")
     records = env[model_name].browse(ids)
     if ids and len(found := records.exists()) != len(records):
         missing = sorted(set(ids) - set(found.ids))
-        raise MissingError(f"Record {model_name}{tuple(missing[:10])} not found: it was deleted.")  # pylint: disable=missing-gettext
+        text = _("Record %(model)s%(ids)s not found: it was deleted.", model=model_name, ids=tuple(missing[:10]))
+        raise MissingError(text)
     args, kwargs = load_call(args, kwargs, env, foreign_uid)
     return getattr(records, method_name)(*args, **kwargs)

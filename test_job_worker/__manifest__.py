@@ -7,5 +7,4 @@
     "author": "job_worker contributors",
     "depends": ["job_worker"],
     "data": ["security/ir.model.access.csv", "data/queue_limit_data.xml", "data/demo_channels.xml"],
-    "installable": True,
 }

@@ -12,10 +12,16 @@ from tools.paths import ADDONS, PYTHON, ROOT
 # Where the addon's SQL may be.
 SQL_MODULES = {"job_worker/worker/claiming.py", "job_worker/queries.py", "job_worker/lifecycle.py"}
 
+# Where tests wait for conditions, and nothing else does.
+POLLING_MODULE = "tests/harness.py"
+# What pylint-odoo asks for and this house does otherwise: README.md instead of .rst, several files for one model, each
+# with one reason to exist.
+NOT_OURS = "missing-readme,consider-merging-classes-inherited"
+
 
 def main() -> int:
     addons = [addon for addon in ADDONS if (ROOT / addon).exists()]
-    commands = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pylint", *addons]]
+    commands = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["pylint", f"--disable={NOT_OURS}", *addons]]
     failed = False
     for command in commands:
         say(" ".join(command))
@@ -41,7 +47,7 @@ def breaches(name: Path, node: ast.AST) -> Iterator[str]:
     called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
     imported = imports(name, node)
     is_test = "tests" in name.parts
-    if is_test and called in ("time.sleep", "sleep"):
+    if is_test and called in ("time.sleep", "sleep") and str(name) != POLLING_MODULE:
         yield "tests wait on a condition, they don't sleep"
     if name.parts[0] == "job_worker" and not is_test:
         if called.endswith("cr.execute") and str(name) not in SQL_MODULES:

@@ -19,7 +19,7 @@ KINDS = [
     ("account.move", "_send_to_peppol", "peppol", "Send invoice INV/2026/%05d over Peppol", 5.0, 9, ["ReadTimeout"]),
     ("stock.picking", "_request_shipping_label", "shipping", "Label for WH/OUT/%05d", 1.4, 13, ["UserError"]),
     ("stock.quant", "_sync_availability", "export", "Availability of product %05d", 0.3, 10, ["ConnectionError"]),
-    ("account.bank.statement", "_fetch_transactions", "bank", "Fetch transactions, journal %d", 20.0, 4, ["ReadTimeout"]),
+    ("account.bank.statement", "_fetch_transactions", "bank", "Fetch from journal %d", 20.0, 4, ["ReadTimeout"]),
     ("mrp.production", "_recompute_costs", "root", "Recompute the costs of MO/%05d", 45.0, 4, ["KeyError"]),
     ("crm.lead", "_score_leads", "root", "Score leads, batch %d", 90.0, 4, ["ZeroDivisionError"]),
 ]  # fmt: skip
@@ -128,6 +128,7 @@ class _Rows:
 
     def _add_started(self, worker: str) -> None:
         job = self._job("started")
+        job["channel"] = "root"
         spent = timedelta(seconds=self.chance.uniform(2, 300))
         self._create(job, self.now - spent - timedelta(seconds=3))
         job.update(started_at=self.now - spent, worker_id=worker, claim_seq=job["id"])

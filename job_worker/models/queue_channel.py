@@ -38,7 +38,7 @@ class QueueChannel(models.AbstractModel):
             channels[name].update(done=done, failed=failed)
         for name, starts in queries.starts_by_channel(cr, jobs).items():
             channels[name]["starts"] = starts
-        for name in self.env["queue.limit"].search([]).mapped("name"):
+        for name in self.env["queue.limit"].search([("name", "not in", list(channels))]).mapped("name"):
             channels[name]  # the default makes the row of a channel nobody uses right now
         return self._with_limits(channels)
 
@@ -132,7 +132,12 @@ class QueueChannel(models.AbstractModel):
 
 def due_domain(now):
     """Pending jobs that could run now."""
-    return [("state", "=", PENDING), "|", ("scheduled_at", "=", False), ("scheduled_at", "<=", fields.Datetime.to_string(now))]
+    return [
+        ("state", "=", PENDING),
+        "|",
+        ("scheduled_at", "=", False),
+        ("scheduled_at", "<=", fields.Datetime.to_string(now)),
+    ]
 
 
 def scheduled_domain(now):

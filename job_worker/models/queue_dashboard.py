@@ -97,7 +97,9 @@ class QueueDashboard(models.AbstractModel):
         return {
             "running": self._number(total("running"), [("state", "=", STARTED)]),
             "pending": self._number(total("pending"), due_domain(cr.now()), more),
-            "scheduled": self._number(total("scheduled"), scheduled_domain(cr.now()), more and bool(total("scheduled"))),
+            "scheduled": self._number(
+                total("scheduled"), scheduled_domain(cr.now()), more and bool(total("scheduled"))
+            ),
             "waiting": self._number(waiting, [("state", "=", WAITING)], waiting_more),
             "failed": self._number(failed, [("state", "=", FAILED)], failed_more),
             "stuck": self._number(len(stuck), [("id", "in", stuck)]),

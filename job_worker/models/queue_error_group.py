@@ -43,7 +43,8 @@ class QueueErrorGroup(models.Model):
 
     model_name = fields.Char("Model", readonly=True)
     method_name = fields.Char("Method", readonly=True)
-    error_class = fields.Char("Exception", readonly=True)
+    error_class = fields.Char("Exception Class", readonly=True)
+    error_name = fields.Char("Exception", compute="_compute_error_name")
     error_place = fields.Char("Raised In", readonly=True)
     jobs = fields.Integer("Failed Jobs", readonly=True)
     first_seen = fields.Datetime(readonly=True)
@@ -55,6 +56,11 @@ class QueueErrorGroup(models.Model):
     @property
     def _table_query(self):
         return queries.error_groups(self.env["queue.job"]._search([]))
+
+    @api.depends("error_class")
+    def _compute_error_name(self):
+        for group in self:
+            group.error_name = (group.error_class or "").rpartition(".")[2]
 
     @api.depends("model_name", "method_name")
     def _compute_func_string(self):

@@ -54,9 +54,9 @@ class QueueJob(models.Model):
         readonly=True, help="While a job with this key has not ended, enqueueing it again returns that job."
     )
     user_id = fields.Many2one(
-        "res.users", "User", readonly=True, ondelete="set null", help="The job runs as this user."
+        "res.users", readonly=True, ondelete="set null", help="The job runs as this user."
     )
-    company_id = fields.Many2one("res.company", "Company", readonly=True, ondelete="set null")
+    company_id = fields.Many2one("res.company", readonly=True, ondelete="set null")
 
     # times
     scheduled_at = fields.Datetime("Not Before", help="The job does not start earlier.")
@@ -82,11 +82,11 @@ class QueueJob(models.Model):
         "Timeout (s)", readonly=True, default=0, aggregator=None, help="Per attempt; 0 means none."
     )
     exc_info = fields.Text("Error", readonly=True)
-    worker_id = fields.Char("Worker", readonly=True, help="Process that runs the job, or ran it last.")
+    worker_id = fields.Char(readonly=True, help="Process that runs the job, or ran it last.")
     attempt_ids = fields.One2many("queue.job.attempt", "job_id", "Earlier Attempts", readonly=True)
 
     # graph
-    parent_id = fields.Many2one("queue.job", "Parent", readonly=True, index="btree_not_null", ondelete="set null")
+    parent_id = fields.Many2one("queue.job", readonly=True, index="btree_not_null", ondelete="set null")
     child_ids = fields.One2many("queue.job", "parent_id", "Children", readonly=True)
     graph_uuid = fields.Char("Graph", readonly=True, index="btree_not_null")
     dependency_job_ids = fields.Many2many(

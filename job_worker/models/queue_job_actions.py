@@ -30,7 +30,7 @@ class QueueJob(models.Model):
     # --- the guard ----------------------------------------------------------------------------------------------------
 
     @api.model_create_multi
-    def create(self, vals_list):
+    def create(self, vals_list):  # pylint: disable=method-required-super
         """Jobs come from ``with_delay()`` and its kin only: a row by hand would be code run in somebody's name."""
         raise AccessError(self.env._("Background jobs can't be created by hand."))
 

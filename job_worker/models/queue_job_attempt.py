@@ -20,7 +20,7 @@ class QueueJobAttempt(models.Model):
     job_id = fields.Many2one("queue.job", required=True, readonly=True, index=True, ondelete="cascade")
     started_at = fields.Datetime("Started", readonly=True)
     ended_at = fields.Datetime("Ended", readonly=True)
-    worker_id = fields.Char("Worker", readonly=True)
+    worker_id = fields.Char(readonly=True)
     outcome = fields.Selection(OUTCOMES, required=True, readonly=True)
     counted = fields.Boolean(readonly=True, help="Counts as one of the job's tries.")
     error = fields.Text(readonly=True)

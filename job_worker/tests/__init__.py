@@ -17,5 +17,6 @@ from . import (
     test_serialization,
     test_store,
     test_ui_dashboard,
+    test_translations,
     test_ui_jobs,
 )

@@ -26,7 +26,9 @@ class TestDocs(JobCase):
     """
 
     def test_every_python_block_runs(self):
-        for page in sorted([*HOME.glob("README.md"), *HOME.glob("docs/*.md")]):
+        # what lies beside an addon that was installed alone is somebody else's
+        pages = [*HOME.glob("README.md"), *HOME.glob("docs/*.md")] if (HOME / "docs" / "enqueue.md").exists() else []
+        for page in sorted(pages):
             with self.subTest(page.name), ExitStack() as cleanup:
                 cleanup.callback(self.env.invalidate_all)
                 savepoint = self.cr.savepoint()

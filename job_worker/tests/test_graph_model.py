@@ -251,7 +251,10 @@ def graphs():
 
 @unittest.skipUnless(given, "hypothesis is not installed")
 class TestGraphModel(JobCase):
-    """Section 1.2: any graph ends as the rules say, whatever happens to its jobs and in whatever order."""
+    """Section 1.2: any graph ends as the rules say, whatever happens to its jobs and in whatever order.
+
+    ``JOB_WORKER_EXAMPLES`` in the environment sets how many graphs are tried.
+    """
 
     EXAMPLES = int(os.environ.get("JOB_WORKER_EXAMPLES", 40))
     STEPS = (10, 80)

@@ -1,4 +1,5 @@
 import threading
+from uuid import uuid4
 
 import psycopg2
 from odoo.exceptions import ConcurrencyError
@@ -171,6 +172,10 @@ class TestIdentityBetweenTransactions(JobCase):
 
     ROUNDS = 200
 
+    def setUp(self):
+        super().setUp()
+        self.race = str(uuid4())
+
     @mute_logger("odoo.sql_db")
     def test_two_sessions_that_enqueue_the_same_key_at_the_same_moment(self):
         self.addCleanup(self._delete)
@@ -183,7 +188,7 @@ class TestIdentityBetweenTransactions(JobCase):
                 if index % 2:
                     env.cr.execute("SELECT 1")
                 start.wait()
-                outcomes[number].append(self._enqueue(env, f"race {index}"))
+                outcomes[number].append(self._enqueue(env, f"{self.race} {index}"))
                 stored.wait()
 
         with external_env(self.env) as (_cr1, env1), external_env(self.env) as (_cr2, env2):
@@ -195,13 +200,14 @@ class TestIdentityBetweenTransactions(JobCase):
         self.assertEqual([len(outcome) for outcome in outcomes], [self.ROUNDS] * 2)
         with external_env(self.env) as (cr, _env):
             cr.execute(
-                "SELECT identity_key, min(id), count(*) FROM queue_job WHERE identity_key LIKE 'race %'"
-                " GROUP BY identity_key"
+                "SELECT identity_key, min(id), count(*) FROM queue_job"
+                " WHERE identity_key LIKE %s GROUP BY identity_key",
+                (f"{self.race} %",),
             )
             active = {key: (job_id, count) for key, job_id, count in cr.fetchall()}
         refused = 0
         for index, results in enumerate(zip(*outcomes, strict=True)):
-            job_id, count = active[f"race {index}"]
+            job_id, count = active[f"{self.race} {index}"]
             self.assertEqual(count, 1)
             for result in results:
                 if isinstance(result, Exception):
@@ -225,4 +231,4 @@ class TestIdentityBetweenTransactions(JobCase):
 
     def _delete(self):
         with external_env(self.env) as (cr, _env):
-            cr.execute("DELETE FROM queue_job WHERE identity_key LIKE 'race %'")
+            cr.execute("DELETE FROM queue_job WHERE identity_key LIKE %s", (f"{self.race} %",))

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 from odoo.exceptions import AccessError
+from odoo.http import _request_stack
 from odoo.service.model import call_kw
 from odoo.tests import tagged
 
@@ -136,6 +137,15 @@ class TestProgress(JobCase):
                 seen.append(item)
         self.assertEqual(seen, ["a", "b", "c"])
         self.assertEqual(self.seen(), (3, 3, "did c"))
+
+    def test_a_web_request_can_not_pass_for_a_job(self):
+        with self.inside() as (_cr, jobs):
+            _request_stack.push(SimpleNamespace())
+            try:
+                jobs.set_progress(100, total=100)
+            finally:
+                _request_stack.pop()
+        self.assertEqual(self.seen(), (0, 0, None))
 
     def test_nobody_can_report_over_rpc(self):
         for method in ("set_progress", "track_progress"):

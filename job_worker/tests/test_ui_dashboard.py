@@ -39,9 +39,9 @@ def error_of(target, kind):
 @tagged("post_install", "-at_install", "job_worker")
 class TestDashboardTours(TourCase):
     def _clean_up(self):
-        super()._clean_up()
         with external_env(self.env) as (_cr, env):
             env["queue.limit"].search([("name", "=like", "tour%")]).unlink()
+        return super()._clean_up()
 
     def test_a_job_is_seen_pending_then_running_then_done_without_touching_the_page(self):
         with self.committed() as (_cr, target):

@@ -65,6 +65,18 @@ class TestJobTours(TourCase):
             ).delay()
         self.start_tour(JOBS, "job_worker_graph", login="admin")
 
+    def test_a_big_graph_is_folded_and_can_be_unfolded(self):
+        with self.committed() as (cr, target):
+            jobs = chain(
+                target.delayable(description="Read the feed").job_nothing(),
+                group(*[target.delayable(description=f"Import product {n}").job_succeed() for n in range(40)]),
+                group(*[target.delayable(description=f"Publish shop {n}").job_ledger("x") for n in range(10)]),
+            ).delay()
+            move(cr, "set_done", [jobs.ids[0]])
+            move(cr, "promote", jobs.ids[1:41])
+            job_id = jobs.ids[0]
+        self.start_tour(f"{JOBS}/{job_id}", "job_worker_big_graph", login="admin")
+
     def test_requeue_several_jobs_at_once_and_be_told_what_was_skipped(self):
         with self.committed() as (cr, target):
             jobs = [target.with_delay(description=f"Bulk {number}").job_nothing() for number in (1, 2)]
@@ -181,6 +193,15 @@ class TestJobDisplay(JobCase):
         self.assertFalse(job.scheduled_at)
         self.assertTrue(job.is_due)
         self.assertLess(job.priority, first.priority)
+
+    def test_run_next_is_for_who_may_operate_the_job(self):
+        job = self.enqueue(eta=3600)
+        for groups in ("base.group_portal", "base.group_user", "job_worker.group_queue_job_user"):
+            with self.subTest(groups), self.assertRaises(AccessError):
+                job.with_user(new_test_user(self.env, f"next {groups}", groups)).sudo(False).button_run_next()
+        manager = new_test_user(self.env, "next manager", "job_worker.group_queue_job_manager")
+        job.with_user(manager).sudo(False).button_run_next()
+        self.assertTrue(job.is_due)
 
     def test_run_next_leaves_what_is_not_pending(self):
         job = self.in_state("done", priority=7)

@@ -185,7 +185,7 @@ class Claiming:
     def prepare(self, cr):
         """Have the statements planned once for this session."""
         if self._prepared:
-            cr.execute("SET plan_cache_mode = force_generic_plan; " + "; ".join(self._prepare))
+            cr.execute("; ".join(["SET plan_cache_mode = force_generic_plan", *self._prepare]))
 
     def forget(self):
         """Look for all channels at the next claim."""

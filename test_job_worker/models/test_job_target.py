@@ -1,3 +1,4 @@
+import contextlib
 import ctypes
 import mmap
 import os
@@ -162,10 +163,8 @@ class TestJobTarget(models.Model):
         self.job_ledger(key)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            try:
+            with contextlib.suppress(BaseException):
                 time.sleep(0.05)
-            except BaseException:  # noqa: BLE001, S110 that is the point
-                pass
 
     def job_commit_halfway(self, key, seconds):
         """Commit by itself in the middle, as some code does."""

@@ -186,6 +186,10 @@ export class JobDashboard extends Component {
         return this.state.now.channels.filter((channel) => channel.running || channel.pending || channel.scheduled);
     }
 
+    get allRunningText() {
+        return _t("All %s running jobs", formatCount(this.state.now.numbers.running.count));
+    }
+
     percentage(job) {
         return Math.round(job.progress);
     }

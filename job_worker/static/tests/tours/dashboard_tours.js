@@ -70,7 +70,7 @@ registry.category("web_tour.tours").add("job_worker_requeue_error_group", {
         { trigger: ".o_data_row:contains(ValueError) button[name=button_requeue]", run: "click" },
         { trigger: ".modal .modal-footer .btn-primary", run: "click" },
         { trigger: ".o_list_view:not(:has(.o_data_row:contains(ValueError))) .o_data_row:contains(KeyError)" },
-        { trigger: ".o_data_row:contains(KeyError) [name=error_class]", run: "click" },
+        { trigger: ".o_data_row:contains(KeyError) [name=error_name]", run: "click" },
         { trigger: ".o_list_view .o_data_row:contains(Another failure)" },
     ],
 });

@@ -80,6 +80,20 @@ registry.category("web_tour.tours").add("job_worker_graph", {
     ],
 });
 
+registry.category("web_tour.tours").add("job_worker_big_graph", {
+    steps: () => [
+        { trigger: ".o_job_graph_box:count(3)" },
+        { trigger: ".o_job_graph_box.o_job_several.o_job_waiting:contains(10 × Waiting)" },
+        { trigger: ".o_job_graph_box.o_job_several.o_job_pending:contains(40 × Pending)", run: "click" },
+        { trigger: ".o_job_graph_box:count(42)" },
+        { trigger: ".o_job_graph_box.o_job_several:count(1)" },
+        { trigger: ".o_job_graph button:contains(Show every job)", run: "click" },
+        { trigger: ".o_job_graph_box:count(51)" },
+        { trigger: ".o_job_graph button:contains(Fold what is alike)", run: "click" },
+        { trigger: ".o_job_graph_box:count(3)" },
+    ],
+});
+
 registry.category("web_tour.tours").add("job_worker_bulk_requeue", {
     steps: () => [
         { trigger: ".o_searchview_dropdown_toggler", run: "click" },
