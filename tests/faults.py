@@ -1,4 +1,4 @@
-"""The faults that a queue must survive, each with real processes on a real server and a count over the ledger at its end.
+"""The faults that a queue must survive, each with real processes on a real server and a count over the ledger.
 
 Every function takes sizes, so that the same code is a short test and a long soak. It returns the :class:`Count` that it
 checked, or raises ``AssertionError``.
@@ -359,7 +359,8 @@ def wrong_clock(database, folder, jobs, offset):
         wrong.wait_until_ready()
         database.wait_for_state(clock, "done")
         seen = database.value(
-            "SELECT (result::text)::float - extract(epoch FROM completed_at AT TIME ZONE 'UTC') FROM queue_job WHERE id = %s",
+            "SELECT (result::text)::float - extract(epoch FROM completed_at AT TIME ZONE 'UTC')"
+            " FROM queue_job WHERE id = %s",
             clock,
         )
         assert abs(seen - offset) < 60, f"the worker's clock is off by {seen} s"

@@ -1,6 +1,6 @@
 """Real workers on a real server, and the counting afterwards.
 
-:class:`Database` enqueues and counts, :class:`Worker` is ``odoo-bin job_worker`` as a process of its own with all it forks,
+:class:`Database` enqueues and counts, :class:`Worker` is ``odoo-bin job_worker`` as a process with all it forks,
 :func:`worker_thread` a :class:`QueueWorker` in a thread of this process. Nothing but :func:`wait_until` waits.
 """
 
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import psutil
 import psycopg2
-
 from odoo import SUPERUSER_ID, api, sql_db
 from odoo.modules.module import initialize_sys_path
 from odoo.modules.registry import Registry
@@ -102,7 +101,7 @@ class Database:
             try:
                 return self._query(sql, params)
             except psycopg2.DatabaseError as error:
-                if not self._connection or error.pgcode and not self._connection.closed:
+                if not self._connection or (error.pgcode and not self._connection.closed):
                     raise
                 self._disconnect()
                 if tries == 50:
@@ -311,7 +310,9 @@ class Worker:
 
     def wait_until_ready(self):
         """Wait until every process serves the database; the worker."""
-        wait_until(lambda: self.logged("worker started:") >= self._processes, 60, f"worker started\n{self.log()[-3000:]}")
+        wait_until(
+            lambda: self.logged("worker started:") >= self._processes, 60, f"worker started\n{self.log()[-3000:]}"
+        )
         return self
 
     def signal(self, number):

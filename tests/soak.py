@@ -73,7 +73,9 @@ def main(words):
             traceback.print_exc()
             failed += 1
             verdict = "FAILED"
-        rows.append([name, *(str(count.get(column, "?")) for column in COLUMNS), f"{time.monotonic() - start:.0f} s", verdict])
+        rows.append(
+            [name, *(str(count.get(column, "?")) for column in COLUMNS), f"{time.monotonic() - start:.0f} s", verdict]
+        )
     print_table([["fault", *COLUMNS, "took", ""], *rows])
     print(f"{len(rows) - failed} passed, {failed} failed", flush=True)
     return 1 if failed or not rows else 0

@@ -1,8 +1,8 @@
 """Parents of one barrier that end at the same moment in different workers."""
 
-from odoo.addons.job_worker.delay import chain, group
-
 from tests.harness import Worker
+
+from odoo.addons.job_worker.delay import chain, group
 
 BARRIERS = 60
 
@@ -22,7 +22,9 @@ def test_parents_ending_together_release_their_barrier_once(db):
     with Worker(db, processes=2, concurrency=2) as worker:
         db.wait_until_drained(60)
         assert worker.stop() == 0
-    names = [f"{number}:{part}" for number in range(BARRIERS) for part in (*(f"parent {s}" for s in range(4)), "barrier")]
+    names = [
+        f"{number}:{part}" for number in range(BARRIERS) for part in (*(f"parent {s}" for s in range(4)), "barrier")
+    ]
     db.count(names).check()
     assert db.value("SELECT max(attempts) FROM queue_job") == 0
     early = db.value(

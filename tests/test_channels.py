@@ -18,9 +18,7 @@ def set_limit(db, channel, limit, rate_limit=0):
 
 def runs(db, prefix):
     """``(began, ended)`` of the ledger's rows whose key begins with ``prefix``, in seconds of the database's clock."""
-    return db.query(
-        "SELECT began_at, ended_at FROM test_job_ledger WHERE key LIKE %s ORDER BY began_at", f"{prefix}%"
-    )
+    return db.query("SELECT began_at, ended_at FROM test_job_ledger WHERE key LIKE %s ORDER BY began_at", f"{prefix}%")
 
 
 def most_at_once(intervals):
@@ -109,9 +107,9 @@ def test_channels_that_are_paused_or_full_hold_up_nobody(db):
     db.enqueue("job_ledger", [(f"root:{number}",) for number in range(30)], priority=20)
     with Worker(db, concurrency=2):
         wait_until(lambda: len(runs(db, "root")) == 30, 30, "the jobs of root run")
-        assert db.query(
-            "SELECT channel, count(*)::int FROM queue_job WHERE state = 'started' GROUP BY channel"
-        ) == [("full", 1)]
+        assert db.query("SELECT channel, count(*)::int FROM queue_job WHERE state = 'started' GROUP BY channel") == [
+            ("full", 1)
+        ]
         assert db.value("SELECT count(*) FROM queue_job WHERE channel = 'paused' AND state = 'pending'") == 50
 
 

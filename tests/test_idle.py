@@ -2,7 +2,6 @@
 
 import psutil
 import pytest
-
 from odoo import sql_db
 
 from tests.harness import Worker, ticks, wait_until, worker_thread
@@ -17,7 +16,8 @@ def transactions(db):
 def begun_after(db, job_id):
     """Seconds between a job's schedule, or its creation, and its start."""
     return db.value(
-        "SELECT extract(epoch FROM started_at - COALESCE(scheduled_at, create_date)) FROM queue_job WHERE id = %s", job_id
+        "SELECT extract(epoch FROM started_at - COALESCE(scheduled_at, create_date)) FROM queue_job WHERE id = %s",
+        job_id,
     )
 
 

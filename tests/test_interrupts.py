@@ -22,7 +22,9 @@ def test_a_job_that_commits_by_itself_can_do_so(db):
 
 
 def test_a_job_that_commits_by_itself_cannot_after_it_lost_its_job(db):
-    db.query("INSERT INTO queue_worker (name, state, last_heartbeat) VALUES ('other', 'running', now() + interval '1 h')")
+    db.query(
+        "INSERT INTO queue_worker (name, state, last_heartbeat) VALUES ('other', 'running', now() + interval '1 h')"
+    )
     with worker_thread(db):
         job = db.enqueue_one("job_commit_halfway", "half", 0.8)
         db.wait_for_state(job, "started")
@@ -32,7 +34,9 @@ def test_a_job_that_commits_by_itself_cannot_after_it_lost_its_job(db):
 
 
 def test_an_attempt_that_lost_its_job_is_interrupted_and_the_worker_goes_on(db):
-    db.query("INSERT INTO queue_worker (name, state, last_heartbeat) VALUES ('other', 'running', now() + interval '1 h')")
+    db.query(
+        "INSERT INTO queue_worker (name, state, last_heartbeat) VALUES ('other', 'running', now() + interval '1 h')"
+    )
     with worker_thread(db, concurrency=1):
         job = db.enqueue_one("job_ledger_then", "lost", "job_spin")
         db.wait_for_state(job, "started")

@@ -4,13 +4,12 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-
 from odoo.tools import config
-
-from odoo.addons.job_worker.worker import QueueJobRunner, runner
 
 from tests.harness import STALE_AFTER, Database, wait_until
 from tools import databases
+
+from odoo.addons.job_worker.worker import QueueJobRunner, runner
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def running(monkeypatch, *names):
 
 
 def test_new_databases_are_picked_up_and_dropped_ones_left(make_database, monkeypatch, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "odoo.addons.job_worker.worker")
     first, second = make_database(), make_database()
     late_name = f"{first.name}_late"
     with running(monkeypatch, first.name, second.name, late_name):

@@ -71,7 +71,8 @@ def test_jobs_of_a_silent_worker_are_left_alone_until_it_is_stale(db):
     with worker_thread(db):
         db.wait_for_state(job, "done", timeout=20)
     silent_for = db.value(
-        "SELECT extract(epoch FROM ended_at - started_at) FROM queue_job_attempt WHERE job_id = %s AND outcome = 'died'",
+        "SELECT extract(epoch FROM ended_at - started_at) FROM queue_job_attempt"
+        " WHERE job_id = %s AND outcome = 'died'",
         job,
     )
     assert silent_for >= STALE_AFTER

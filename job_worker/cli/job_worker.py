@@ -31,13 +31,13 @@ class JobWorker(Command):
 
     def run(self, args):
         options = self._parse(args)
-        from odoo.addons.job_worker.worker import command  # noqa: PLC0415 needs the addons path
+        from odoo.addons.job_worker.worker import command
 
         sys.exit(command.main(options))
 
     def _parse(self, args):
-        from odoo.modules import initialize_sys_path  # noqa: PLC0415
-        from odoo.tools import config  # noqa: PLC0415
+        from odoo.modules import initialize_sys_path
+        from odoo.tools import config
 
         parser = self.parser
         parser.add_argument("-c", "--config", metavar="FILE", help="Odoo's configuration file")

@@ -49,7 +49,7 @@ class Claim:
 class Attempt:
     """A claim while a thread works on it.
 
-    The thread is in the job's code between :meth:`enter` and :meth:`leave`; only there it can be interrupted. Either the
+    The thread is in the job's code between :meth:`enter` and :meth:`leave`: only there can it be interrupted. Either the
     thread ends the attempt (:meth:`settle`) or the one that gave up on the thread does (:meth:`abandon`).
     """
 
@@ -114,9 +114,7 @@ class Attempt:
             self.interrupted_at = self.interrupted_at or time.monotonic()
             if not self._interruptible:
                 return True
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._thread_id), ctypes.py_object(Interrupted)
-            )
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(Interrupted))
             # In a thread of its own: with the server out of reach it may block. Should it come late it hits nobody
             # else, because the connection of an interrupted attempt is closed.
             threading.Thread(target=_cancel_query, args=(self._connection,), daemon=True).start()

@@ -51,7 +51,7 @@ def find_problems(options):
     A database that can't be reached is a problem only if it says so: a worker that starts before its database waits.
     """
     if options.concurrency > config["db_maxconn"]:
-        yield f"--concurrency {options.concurrency} needs as many connections: raise db_maxconn ({config['db_maxconn']})"
+        yield f"--concurrency {options.concurrency} needs as many connections: raise db_maxconn, {config['db_maxconn']}"
     for db_name in options.databases:
         try:
             with sql_db.db_connect(db_name).cursor() as cr:

@@ -31,7 +31,7 @@ _TROUBLE_CODES = ("08", "53", "57", "25006")
 
 
 def is_trouble(error):
-    """Whether it was the database that failed, not the statement: it is away, out of resources, or read-only for now."""
+    """Whether the database failed, not the statement: it is away, out of resources, or read-only for now."""
     if not isinstance(error, psycopg2.Error) or isinstance(error, psycopg2.errors.QueryCanceled):
         return False
     # what libpq says, not the server, has no code

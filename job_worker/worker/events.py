@@ -18,7 +18,9 @@ def worker_stopped(worker):
 
 
 def worker_buried(worker):
-    _logger.warning("worker was taken for dead, its jobs were recovered; it starts again under a new name: worker=%s", worker)
+    _logger.warning(
+        "worker was taken for dead, its jobs were recovered; it starts again under a new name: worker=%s", worker
+    )
 
 
 def claiming_paused(worker, reason):
@@ -69,7 +71,9 @@ def job_given_back(claim, reason):
 
 
 def jobs_given_back(claims, reason):
-    _logger.info("jobs given back: count=%s jobs=%s reason=%s", len(claims), [claim.id for claim in claims[:20]], reason)
+    _logger.info(
+        "jobs given back: count=%s jobs=%s reason=%s", len(claims), [claim.id for claim in claims[:20]], reason
+    )
 
 
 def attempt_lost(claim):
@@ -88,7 +92,9 @@ def attempt_interrupted(claim, reason):
 
 
 def attempt_abandoned(claim, reason):
-    _logger.error("job can't be interrupted, its thread is abandoned: job=%s uuid=%s reason=%s", claim.id, claim.uuid, reason)
+    _logger.error(
+        "job can't be interrupted, its thread is abandoned: job=%s uuid=%s reason=%s", claim.id, claim.uuid, reason
+    )
 
 
 def jobs_recovered(jobs):
@@ -96,7 +102,9 @@ def jobs_recovered(jobs):
 
 
 def after_done_failed(claim, error):
-    _logger.error("job is done, but what followed its commit failed: job=%s uuid=%s", claim.id, claim.uuid, exc_info=error)
+    _logger.error(
+        "job is done, but what followed its commit failed: job=%s uuid=%s", claim.id, claim.uuid, exc_info=error
+    )
 
 
 def unexpected(where, error):
@@ -133,5 +141,9 @@ def database_dropped(database):
 
 def error_line(error):
     """Class and message of an exception, or the last line of a text, on one line."""
-    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error).strip().rpartition("\n")[2]
+    text = (
+        f"{type(error).__name__}: {error}"
+        if isinstance(error, BaseException)
+        else str(error).strip().rpartition("\n")[2]
+    )
     return " ".join(text.split())[:500]

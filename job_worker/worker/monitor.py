@@ -63,7 +63,7 @@ class Monitor:
                 chore()
             except TROUBLE:
                 continue  # the worker's own loop tells about it and finds out when it is over
-            except Exception as error:  # noqa: BLE001 the next tick must come
+            except Exception as error:
                 events.unexpected("monitor", error)
 
     # --- deadlines ---------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class Monitor:
             self._recover()
 
     def _end_abandoned(self):
-        """End the database sessions of abandoned attempts, so that nothing of them can be committed, and write their end."""
+        """End the sessions of abandoned attempts, so that nothing of them can be committed, and write their end."""
         for attempt in self._abandoned.copy():
             if not attempt.abandoned:
                 continue
@@ -140,7 +140,7 @@ class Monitor:
         worker.on_beat(name, pause_requested)
         now = time.monotonic()
         if self._last_beat and now - self._last_beat > worker.stale_after_seconds / 2:
-            # The database was away, then others could not report either: give them time to, before taking them for dead.
+            # The database was away, so others could not report either: give them time before taking them for dead.
             self._next_recovery = now + worker.stale_after_seconds
         self._last_beat = now
 

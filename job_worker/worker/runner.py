@@ -148,7 +148,7 @@ class QueueJobRunner:
             self._signal_handlers()[self._signals.popleft()]()
 
     def _all(self):
-        """The workers with their threads, also of databases that are not served any more but still have running jobs."""
+        """The workers with their threads, also of databases that are left but still have running jobs."""
         return [*self._serving.values(), *self._leaving]
 
     def _discover(self):
@@ -167,7 +167,7 @@ class QueueJobRunner:
             self._next_discovery = time.monotonic() + DISCOVER_SECONDS
 
     def _follow(self, found):
-        """Serve the databases that have the addon, leave those that don't. One that could not be asked stays as it is."""
+        """Serve the databases that have the addon, leave the others. One that could not be asked stays as it is."""
         self._leaving = [(worker, thread) for worker, thread in self._leaving if thread.is_alive()]
         for db_name, has_addon_now in found.items():
             if has_addon_now and db_name not in self._serving:

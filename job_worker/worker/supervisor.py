@@ -1,4 +1,4 @@
-"""The parent of the worker processes: starts them, replaces them, passes signals on. It holds no database connection."""
+"""The parent of the worker processes: starts and replaces them, passes signals on, holds no database connection."""
 
 import gc
 import logging
@@ -130,7 +130,7 @@ class Supervisor:
                 resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
             runner.run()
             status = CODE_CHANGED_EXIT if runner.code_changed else 0
-        except BaseException as error:  # noqa: BLE001 a forked child must not unwind into its parent's stack
+        except BaseException as error:
             events.unexpected("worker process", error)
         finally:
             logging.shutdown()
@@ -213,7 +213,7 @@ def preload(databases):
     for db_name in databases:
         try:
             Registry(db_name)
-        except Exception as error:  # noqa: BLE001 the workers keep trying
+        except Exception as error:
             events.unexpected(f"registry of {db_name}", error)
     gc.collect()
     gc.freeze()  # what is loaded by now stays: the workers' collections need not walk it, nor copy its pages

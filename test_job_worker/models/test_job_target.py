@@ -7,7 +7,6 @@ import time
 
 import psycopg2
 import requests
-
 from odoo import fields, models
 from odoo.exceptions import UserError
 
