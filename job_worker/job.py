@@ -36,7 +36,7 @@ def identity_exact(delayable):
     :return: SHA-1 as 40 hexadecimal digits
     :rtype: str
     """
-    from .models.job_serialization import JobEncoder  # noqa: PLC0415 the models import this module
+    from .models.job_serialization import JobEncoder
 
     call = [
         delayable.model_name,

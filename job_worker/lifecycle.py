@@ -43,7 +43,8 @@ _UNCLAIMED = "worker_id = NULL, started_at = NULL, completed_at = NULL, cancelle
 _FRESH = _UNCLAIMED + ", attempts = 0, database_failures = 0, exc_info = NULL, result = NULL, duration = NULL"
 _DUE_NOW = f"is_due = (scheduled_at IS NULL OR scheduled_at <= {NOW})"
 _AFTER_DELAY = (
-    f"scheduled_at = CASE WHEN %(delay)s > 0 THEN {NOW} + make_interval(secs => %(delay)s) END, is_due = (%(delay)s <= 0)"
+    f"scheduled_at = CASE WHEN %(delay)s > 0 THEN {NOW} + make_interval(secs => %(delay)s) END,"
+    " is_due = (%(delay)s <= 0)"
 )
 # Failures of a kind have the same group; 52 bits fit into a number of a web client.
 _ERROR_GROUP = (
@@ -61,9 +62,7 @@ TRANSITIONS = {
         STARTED,
         f"worker_id = %(worker_id)s, claim_seq = nextval('queue_job_claim_seq'), started_at = {NOW}",
     ),
-    "finish": Transition(
-        (STARTED,), DONE, f"{_RAN}, completed_at = {NOW}, result = %(result)s, exc_info = NULL"
-    ),
+    "finish": Transition((STARTED,), DONE, f"{_RAN}, completed_at = {NOW}, result = %(result)s, exc_info = NULL"),
     "retry": Transition(
         (STARTED,), PENDING, f"{_UNCLAIMED}, {_AFTER_DELAY}, attempts = %(attempts)s, exc_info = %(exc_info)s"
     ),
@@ -75,8 +74,10 @@ TRANSITIONS = {
     ),
     "give_back": Transition((STARTED,), PENDING, f"{_UNCLAIMED}, is_due = true"),
     "postpone": Transition(
-        (STARTED,), PENDING, f"{_UNCLAIMED}, {_AFTER_DELAY}, exc_info = %(exc_info)s, "
-        "database_failures = database_failures + %(database_failure)s"
+        (STARTED,),
+        PENDING,
+        f"{_UNCLAIMED}, {_AFTER_DELAY}, exc_info = %(exc_info)s, "
+        "database_failures = database_failures + %(database_failure)s",
     ),
     "stop": Transition((STARTED,), CANCELLED, f"{_RAN}, cancelled_at = {NOW}, exc_info = %(exc_info)s"),
     # by what happened to the parents
@@ -113,7 +114,7 @@ TRANSITIONS = {
 
 _MOVE = {
     name: (
-        f"UPDATE queue_job SET {step.set_clause}"  # noqa: S608 built from the constants above
+        f"UPDATE queue_job SET {step.set_clause}"
         f" WHERE id = ANY(%(ids)s) AND state IN ({', '.join(map(repr, step.sources))})"
     )
     for name, step in TRANSITIONS.items()

@@ -10,6 +10,7 @@ from odoo.tools import SQL
 
 from .lifecycle import ACTIVE, ENDED, NOW, TRANSITIONS, WAKE_UP, wake_workers
 
+
 def prepared_statement(name, sql, types):
     """A statement with named parameters in three forms.
 
@@ -27,6 +28,7 @@ def prepared_statement(name, sql, types):
 
 
 # --- connections and tables -------------------------------------------------------------------------------------------
+
 
 def listen(cr):
     """Receive :func:`wake_workers` on this connection."""
@@ -76,7 +78,8 @@ class OdooCursor:
 INSERT_COLUMNS = (
     "id", "uuid", "name", "state", "payload", "channel", "priority", "identity_key", "user_id", "company_id",
     "scheduled_at", "is_due", "attempts", "max_retries", "timeout", "parent_id", "graph_uuid", "run_on_failure",
-    "model_name", "method_name", "record_id", "cancel_requested", "database_failures", "create_uid", "create_date", "write_uid",
+    "model_name", "method_name", "record_id", "cancel_requested", "database_failures", "create_uid", "create_date",
+    "write_uid",
     "write_date",
 )  # fmt: skip
 _NOW_IN_TRANSACTION = "(now() AT TIME ZONE 'UTC')"
@@ -86,7 +89,8 @@ _INSERT_ROW = (
 )
 # Does nothing where the key is taken by a job this transaction sees, fails to serialise where it does not see it.
 _ON_IDENTITY_CONFLICT = (
-    " ON CONFLICT (identity_key) WHERE identity_key IS NOT NULL AND state IN ('waiting', 'pending', 'started') DO NOTHING"
+    " ON CONFLICT (identity_key) WHERE identity_key IS NOT NULL AND state IN ('waiting', 'pending', 'started')"
+    " DO NOTHING"
 )
 
 
@@ -117,10 +121,12 @@ def insert_jobs(cr, rows):
     )
     ids = [row[0] for row in cr.fetchall()]
     if len(ids) == len(rows):
-        edges = [(job_id, parent) for job_id, row in zip(ids, rows, strict=True) for parent in row["dependency_job_ids"]]
+        pairs = zip(ids, rows, strict=True)
+        edges = [(job_id, parent) for job_id, row in pairs for parent in row["dependency_job_ids"]]
         if edges:
             cr.execute(
-                "INSERT INTO queue_job_dependency_rel (job_id, dependency_id) SELECT * FROM unnest(%s::int[], %s::int[])",
+                "INSERT INTO queue_job_dependency_rel (job_id, dependency_id)"
+                " SELECT * FROM unnest(%s::int[], %s::int[])",
                 tuple(map(list, zip(*edges, strict=True))),
             )
     return ids
@@ -246,13 +252,12 @@ def decided_by_parents(cr, ids):
 
 def waiting_jobs(cr, after_id, count):
     """The next ``count`` waiting jobs after ``after_id``, by id; index: queue_job_waiting_idx."""
-    cr.execute(
-        "SELECT id FROM queue_job WHERE state = 'waiting' AND id > %s ORDER BY id LIMIT %s", (after_id, count)
-    )
+    cr.execute("SELECT id FROM queue_job WHERE state = 'waiting' AND id > %s ORDER BY id LIMIT %s", (after_id, count))
     return [row[0] for row in cr.fetchall()]
 
 
 # --- claiming --------------------------------------------------------------------------------------------------------
+
 
 def refresh_due(cr, ids):
     """After a change of the schedule of pending jobs: whether they are claimable now; by key."""
@@ -290,8 +295,8 @@ def put_first(cr, ids):
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 
-# The end of a successful attempt, by key. If the attempt does not own the job any more there is no row, and the division
-# by their number fails: what follows in the same string, the COMMIT, is not reached then.
+# The end of a successful attempt, by key. If the attempt does not own the job any more there is no row, and the
+# division by their number fails: what follows in the same string, the COMMIT, is not reached then.
 _FINISH = f"""
 WITH finished AS (
     UPDATE queue_job SET {TRANSITIONS["finish"].set_clause}
@@ -405,7 +410,7 @@ def unregister_worker(cr, name):
 
 
 def bury_workers(cr, stale_after_seconds, name=None):
-    """Mark workers as dead: those whose heartbeat is too old, or the one called ``name``; forget those dead for a day."""
+    """Mark workers as dead: whose heartbeat is too old, or the one called ``name``; forget those dead for a day."""
     # One whose row is locked is just reporting, or was frozen while it did: don't wait for it.
     cr.execute(
         f"UPDATE queue_worker SET state = 'dead' WHERE id IN ("
@@ -620,11 +625,11 @@ def graph_around(cr, job_id, count):
 
 # --- dashboard -------------------------------------------------------------------------------------------------------
 #
-# What people see of the queue. ``jobs`` is the query of the jobs they may see (``queue.job._search([])``): its rules are
-# part of every statement. Backlogs are looked at up to a bound; where that cuts off, numbers are "at least". The bound
-# is on the rows looked at, not on those that pass the rules, so that it holds for who sees few of many jobs, too. The
-# time is that of the transaction, as a constant: only so the planner knows how little "since a second ago" is. Plans with
-# a million jobs: docs/dashboard-queries.md.
+# What people see of the queue. ``jobs`` is the query of the jobs they may see (``queue.job._search([])``): its rules
+# are part of every statement. Backlogs are looked at up to a bound; where that cuts off, numbers are "at least". The
+# bound is on the rows looked at, not on those that pass the rules, so that it holds for who sees few of many jobs,
+# too. The time is that of the transaction, as a constant: only so the planner knows how little "since a second ago"
+# is. Plans with a million jobs: docs/dashboard-queries.md.
 
 COUNT_LIMIT = 10_000
 _BACKLOG_ROWS = 10_000
@@ -661,11 +666,13 @@ def backlog_by_channel(cr, jobs, overdue_seconds):
                     SELECT channel FROM queue_job WHERE state = 'pending' AND is_due AND channel > known.name
                      ORDER BY channel LIMIT 1) next
             ), bound AS (
-                SELECT greatest(least(%(rows)s / greatest(count(*), 1), %(limit)s) / 1000 * 1000, 1000) AS rows FROM known
+                SELECT greatest(least(%(rows)s / greatest(count(*), 1), %(limit)s) / 1000 * 1000, 1000) AS rows FROM
+                known
             )
             SELECT name, visible, looked_at = rows, oldest, overdue
               FROM known CROSS JOIN bound CROSS JOIN LATERAL (
-                   WITH queue_job AS (SELECT * FROM queue_job WHERE state = 'pending' AND is_due AND channel = known.name
+                   WITH queue_job AS (SELECT * FROM queue_job WHERE state = 'pending' AND is_due AND channel =
+                   known.name
                                        LIMIT bound.rows)
                    SELECT count(*) AS looked_at,
                           count(*) FILTER (WHERE %(rules)s) AS visible,
@@ -690,7 +697,8 @@ def backlog_by_channel(cr, jobs, overdue_seconds):
 def scheduled_by_channel(cr, jobs, overdue_seconds):
     """Jobs with a schedule that no worker has taken note of yet, by channel; index: queue_job_due_idx.
 
-    :return: ``(channel, due by now, to come, whether there may be more, seconds the oldest has waited, overdue)`` of each
+    :return: ``(channel, due by now, to come, whether there may be more, seconds the oldest has waited, overdue)`` of
+        each
     """
     cr.execute(
         SQL(
@@ -838,8 +846,9 @@ def latency(cr, jobs, begin, sample):
             WITH queue_job AS (SELECT * FROM queue_job WHERE state = 'done' AND %(at)s >= %(begin)s
                                 ORDER BY %(at)s DESC LIMIT %(limit)s)
             SELECT count(*),
-                   percentile_cont(0.5) WITHIN GROUP (ORDER BY wait), percentile_cont(0.95) WITHIN GROUP (ORDER BY wait),
-                   percentile_cont(0.5) WITHIN GROUP (ORDER BY run), percentile_cont(0.95) WITHIN GROUP (ORDER BY run)
+                   percentile_cont(0.5) WITHIN GROUP (ORDER BY wait), percentile_cont(0.95) WITHIN GROUP (ORDER BY
+                   wait), percentile_cont(0.5) WITHIN GROUP (ORDER BY run), percentile_cont(0.95) WITHIN GROUP (ORDER
+                   BY run)
               FROM (SELECT duration AS run,
                            CASE WHEN parent_id IS NULL AND NOT EXISTS (
                                      SELECT FROM queue_job_dependency_rel WHERE job_id = "queue_job".id)
@@ -861,7 +870,7 @@ def latency(cr, jobs, begin, sample):
 
 
 def ends_by_channel(cr, jobs, seconds):
-    """Jobs done and failed in the last ``seconds``, by channel; of more than 10,000 done ones, the time the latest 10,000
+    """Jobs done and failed in the last ``seconds``, by channel; of more than 10,000 done, the time the latest 10,000
     took; index: queue_job_ended_idx, without the table.
 
     :return: ``(channel, done, failed)`` of each

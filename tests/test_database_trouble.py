@@ -81,7 +81,7 @@ def test_a_database_read_only_for_a_while(own_server):
         assert worker.logged(LOST) == 2, "one line for a change of state"
         query(f'ALTER DATABASE "{database.name}" RESET default_transaction_read_only')
         assert_all_done_uncounted(database, 200)
-        assert worker.logged(BACK) == 2
+        wait_until(lambda: worker.logged(BACK) == 2, what="both processes say that it is back")
         assert not worker.logged("recovered"), "who could not report was taken for dead"
         assert worker.stop() == 0
     database.count(keys(200)).check()

@@ -44,8 +44,7 @@ def running(monkeypatch, *names):
     assert not thread.is_alive()
 
 
-def test_new_databases_are_picked_up_and_dropped_ones_left(make_database, monkeypatch, caplog):
-    caplog.set_level("INFO", "odoo.addons.job_worker.worker")
+def test_new_databases_are_picked_up_and_dropped_ones_left(make_database, monkeypatch):
     first, second = make_database(), make_database()
     late_name = f"{first.name}_late"
     with running(monkeypatch, first.name, second.name, late_name):
@@ -59,7 +58,9 @@ def test_new_databases_are_picked_up_and_dropped_ones_left(make_database, monkey
         finally:
             late.close()
             databases.drop(late_name)
-        wait_until(lambda: f"no longer serving database: database={late_name}" in caplog.text, what="it is left")
+        wait_until(
+            lambda: f"job_worker.{late_name}" not in {thread.name for thread in threading.enumerate()}, what="it is left"
+        )
         job = first.enqueue_one("job_ledger", "again")
         first.wait_for_state(job, "done")
 

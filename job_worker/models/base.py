@@ -19,7 +19,8 @@ class Base(models.AbstractModel):
         :param scheduled_at: the same as ``eta``
         :param int max_retries: retries after the first try, 5 by default; 0 means for ever
         :param int timeout: seconds an attempt may take, 0 for no limit
-        :param identity_key: string, or function of the delayable that returns one: while a job with the same key has not
+        :param identity_key: string, or function of the delayable that returns one: while a job with the same key has
+            not
             ended, no other is stored
         :param str description: stored as the job's ``name``
         :return: an object on which any method of the model can be called, which returns the ``queue.job``

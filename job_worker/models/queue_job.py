@@ -53,9 +53,7 @@ class QueueJob(models.Model):
     identity_key = fields.Char(
         readonly=True, help="While a job with this key has not ended, enqueueing it again returns that job."
     )
-    user_id = fields.Many2one(
-        "res.users", readonly=True, ondelete="set null", help="The job runs as this user."
-    )
+    user_id = fields.Many2one("res.users", readonly=True, ondelete="set null", help="The job runs as this user.")
     company_id = fields.Many2one("res.company", readonly=True, ondelete="set null")
 
     # times

@@ -183,7 +183,7 @@ class QueueJob(models.Model):
                     self.env.transaction.default_env = default_env
         except PG_CONCURRENCY_EXCEPTIONS_TO_RETRY:
             # the caller's transaction is what conflicts: to be tried again from its beginning
-            attempts.give_back(cr, claim)
+            attempts.give_back_unbegun(cr, [claim])
             self.env["queue.job"].invalidate_model()
             raise
         except Exception as error:

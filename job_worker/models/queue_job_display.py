@@ -59,11 +59,12 @@ class QueueJob(models.Model):
         ids = self.record_ids or []
         if not ids:
             return ""
-        if self.model_name not in self.env:
-            return _("%(count)s records of %(model)s, which is not installed", count=len(ids), model=self.model_name)
-        records = self.env[self.model_name].browse(ids[:NAMED_RECORDS])
-        model = self.env["ir.model"]._get(self.model_name).sudo().name
-        names = ", ".join(_name_of(record) for record in records)
+        if self.model_name in self.env:
+            model = self.env["ir.model"]._get(self.model_name).sudo().name
+            names = [_name_of(record) for record in self.env[self.model_name].browse(ids[:NAMED_RECORDS])]
+        else:
+            model, names = self.model_name, [f"#{record_id}" for record_id in ids[:NAMED_RECORDS]]
+        names = ", ".join(names)
         if len(ids) > NAMED_RECORDS:
             return _("%(model)s %(names)s and %(more)s more", model=model, names=names, more=len(ids) - NAMED_RECORDS)
         return _("%(model)s %(names)s", model=model, names=names)

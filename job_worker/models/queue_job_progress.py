@@ -6,7 +6,7 @@ import time
 import psycopg2
 from odoo import api, fields, models
 from odoo.http import request
-from odoo.sql_db import PoolError
+from odoo.sql_db import PoolError, db_connect
 
 from .. import queries
 from ..job import CANCELLED, FAILED, STARTED
@@ -79,7 +79,7 @@ class QueueJob(models.Model):
             cache = self.env.cr.cache
             reporter = cache.get(_CACHE_KEY)
             if reporter is None or reporter.job_uuid != job_uuid:
-                reporter = cache[_CACHE_KEY] = _Reporter(self.env.cr, self.env.registry, job_uuid)
+                reporter = cache[_CACHE_KEY] = _Reporter(self.env.cr, job_uuid)
             reporter.report(done, total, message)
 
     @api.private
@@ -104,10 +104,9 @@ class QueueJob(models.Model):
 class _Reporter:
     """Writes the progress of one attempt, or of one transaction of it."""
 
-    def __init__(self, cr, registry, job_uuid):
+    def __init__(self, cr, job_uuid):
         self.job_uuid = job_uuid
         self._cr = cr
-        self._registry = registry
         self._attempt = None
         self._next_write = 0.0
         self._unwritten = None
@@ -136,7 +135,8 @@ class _Reporter:
     def _write(self, values):
         done, total, message = values
         try:
-            with self._registry.cursor() as cr:
+            # not the registry's cursor, which in tests shares the job's transaction
+            with db_connect(self._cr.dbname).cursor() as cr:
                 self._attempt = queries.write_progress(
                     cr,
                     self.job_uuid,

@@ -16,7 +16,7 @@ from . import (
     test_security_rpc,
     test_serialization,
     test_store,
-    test_ui_dashboard,
     test_translations,
+    test_ui_dashboard,
     test_ui_jobs,
 )

@@ -150,6 +150,11 @@ class TestJobDisplay(JobCase):
         job = self.enqueue("job_succeed")
         self.assertEqual(job.summary, f"Job succeed on Target of Test Jobs target, as {self.env.user.name}")
 
+    def test_a_model_that_is_gone_is_told_by_its_technical_name(self):
+        job = self.enqueue()
+        self.set_column(job, "model_name", "gone.model")
+        self.assertIn(f"gone.model #{self.target.id}", job.summary)
+
     def test_the_summary_tells_no_name_to_who_may_not_read_the_record(self):
         user = new_test_user(self.env, "summary", "job_worker.group_queue_job_user")
         secret = self.env["ir.config_parameter"].create({"key": "job_worker.secret", "value": "x"})

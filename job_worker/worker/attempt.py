@@ -49,8 +49,8 @@ class Claim:
 class Attempt:
     """A claim while a thread works on it.
 
-    The thread is in the job's code between :meth:`enter` and :meth:`leave`: only there can it be interrupted. Either the
-    thread ends the attempt (:meth:`settle`) or the one that gave up on the thread does (:meth:`abandon`).
+    The thread is in the job's code between :meth:`enter` and :meth:`leave`: only there can it be interrupted. Either
+    the thread ends the attempt (:meth:`settle`) or the one that gave up on the thread does (:meth:`abandon`).
     """
 
     def __init__(self, claim):

@@ -6,10 +6,10 @@ channels, and starts the best jobs that there is room for. In a channel nobody c
 can't be outdated, and the limit of a channel holds over all workers.
 
 **Horizons.** Rows that were claimed leave dead entries at the front of the indexes, and as long as any transaction of
-the cluster is older than they are, neither vacuum nor the index scans themselves may remove them: every claim would walk
-over all of them again. So a worker remembers for each channel how far it got, and goes on from there. Jobs that become
-claimable behind a horizon (a requeue, a better priority) are told by the notification that wakes the workers, and every
-second or so all channels are looked for from the beginning.
+the cluster is older than they are, neither vacuum nor the index scans themselves may remove them: every claim would
+walk over all of them again. So a worker remembers for each channel how far it got, and goes on from there. Jobs that
+become claimable behind a horizon (a requeue, a better priority) are told by the notification that wakes the workers,
+and every second or so all channels are looked for from the beginning.
 """
 
 import time
@@ -35,9 +35,9 @@ _RECENT_STARTS = f"(SELECT count(*) FROM unnest(starts) start WHERE start > {NOW
 _KNOWN = """
     unnest(%(channels)s, %(priorities)s, %(ranks)s, %(ids)s, %(running_from)s)
         known(channel, priority, rank, id, running_from)"""
-_RUNNING = f"""
+_RUNNING = """
     SELECT count(*) AS running, min(claim_seq) AS running_from FROM queue_job job
-     WHERE job.state = 'started' AND job.channel = {{channel}} AND job.claim_seq >= COALESCE({{running_from}}, 0)"""
+     WHERE job.state = 'started' AND job.channel = {channel} AND job.claim_seq >= COALESCE({running_from}, 0)"""
 
 # One row. The head of a channel is its best claimable job: the best N jobs are in the channels of the best N heads.
 # Heads: queue_job_claim_idx, either skipping from channel to channel, or from the horizon of each known channel.
@@ -85,13 +85,14 @@ SELECT extract(epoch FROM least(
        EXISTS (SELECT FROM open WHERE NOT locked),
        EXISTS (SELECT FROM head LEFT JOIN queue_limit ON name = channel
                 WHERE COALESCE("limit", 1) > 0 AND COALESCE(rate_limit, 0) = 0),
-       CASE WHEN %(discover)s THEN (SELECT jsonb_agg(jsonb_build_array(channel, priority, rank::text, id)) FROM head) END,
-       EXISTS (SELECT FROM queue_worker WHERE name = %(worker)s AND state != 'dead'),
+       CASE WHEN %(discover)s THEN (SELECT jsonb_agg(jsonb_build_array(channel, priority, rank::text, id)) FROM head)
+       END, EXISTS (SELECT FROM queue_worker WHERE name = %(worker)s AND state != 'dead'),
        EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))
 """
 
-# The seats of each locked channel, the best jobs that fit in them, then the rows themselves, unless somebody is changing
-# them. Index: queue_job_claim_idx from the horizon, or from the first entry of a channel that is new to the worker.
+# The seats of each locked channel, the best jobs that fit in them, then the rows themselves, unless somebody is
+# changing them. Index: queue_job_claim_idx from the horizon, or from the first entry of a channel that is new to the
+# worker.
 _CLAIM = f"""
 WITH channel AS MATERIALIZED (
     SELECT known.*, now_running.running_from AS oldest, COALESCE("limit", 1) - running AS seats,
@@ -226,9 +227,7 @@ class Claiming:
         return due_in, channels, throttled, busy, queued, alive, modules_changing
 
     def _should_discover(self):
-        return (
-            len(self._horizons) > MAX_KNOWN_CHANNELS or time.monotonic() - self._discovered_at >= DISCOVER_SECONDS
-        )
+        return len(self._horizons) > MAX_KNOWN_CHANNELS or time.monotonic() - self._discovered_at >= DISCOVER_SECONDS
 
     def claim(self, cr, worker, channels, free, count):
         """Start the best jobs of locked channels.
@@ -244,7 +243,8 @@ class Claiming:
         running_from = {}
         for row in rows:
             (job_id, claim_seq), channel, priority, (rank, oldest) = row[:2], row[6], row[7], row[-2:]
-            self._horizons[channel] = max(self._horizons.get(channel, _BEGINNING), (priority, rank, job_id), key=_sort_key)
+            key = (priority, rank, job_id)
+            self._horizons[channel] = max(self._horizons.get(channel, _BEGINNING), key, key=_sort_key)
             running_from[channel] = min(running_from.get(channel, claim_seq), oldest or claim_seq)
         self._running_from.update(running_from)
         return [row[:-2] for row in rows]

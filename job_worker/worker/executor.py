@@ -72,7 +72,7 @@ class Executor:
                 self._end(attempt, error)
         except TROUBLE as error:
             self._on_database_lost(attempt.claim, error)
-        except BaseException as error:  # noqa: BLE001 a slot must outlive whatever happens to a job
+        except BaseException as error:
             events.unexpected("executor", error)
             self._on_database_lost(attempt.claim, error)
 
@@ -103,7 +103,7 @@ class Executor:
             if not attempt.settle():
                 raise AttemptLostError
             cr.finish(result, attempt.duration)
-        except BaseException as error:  # noqa: BLE001 whatever a job raises, SystemExit included, is its failure
+        except BaseException as error:
             lost = cr is None or cr.broken or is_trouble(error)
             _close(cr, discard=lost or bool(attempt.reason) or isinstance(error, errors.InvalidSqlStatementName))
             if attempt.registry is not None:
@@ -136,14 +136,14 @@ class Executor:
         """
         try:
             cr.run_postcommit()
-        except BaseException as error:  # noqa: BLE001 what the job registered may raise what a job may raise
+        except BaseException as error:
             events.after_done_failed(claim, error)
             _close(cr)
         try:
             registry.signal_changes()
             if claim.has_children or time.monotonic() - claim.claimed_at > LATE_CHILDREN_SECONDS:
                 self._settle_children(claim)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             events.after_done_failed(claim, error)
 
     def _settle_children(self, claim):

@@ -14,10 +14,10 @@ class AttemptLostError(Exception):
 class JobCursor(Cursor):
     """Odoo cursor of one slot.
 
-    Taking a connection from Odoo's pool costs two round trips to the server, each ``BEGIN`` and ``COMMIT`` another. Here
-    psycopg2 is in autocommit mode and the transactions are begun and ended by this class, so that the end of one job and
-    the beginning of the next are a single round trip. A transaction is open whenever job code runs, whichever way that
-    code gets to the connection. Settings that a job made with ``SET`` end with it.
+    Taking a connection from Odoo's pool costs two round trips to the server, each ``BEGIN`` and ``COMMIT`` another.
+    Here psycopg2 is in autocommit mode and the transactions are begun and ended by this class, so that the end of one
+    job and the beginning of the next are a single round trip. A transaction is open whenever job code runs, whichever
+    way that code gets to the connection. Settings that a job made with ``SET`` end with it.
 
     :param pool: pool of connections, see :class:`odoo.sql_db.ConnectionPool`
     :param str db_name: database

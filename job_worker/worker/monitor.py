@@ -38,7 +38,8 @@ class Monitor:
         self._process = psutil.Process()
         self._abandoned = []
         self._next_check = self._next_beat = self._next_recovery = 0.0
-        self._last_beat = None
+        self._last_beat = time.monotonic()
+        self._cut_off = False
         self._sweep_from = 0
 
     def start(self):
@@ -135,11 +136,15 @@ class Monitor:
     def _beat(self, name):
         worker = self._worker
         memory = self._process.memory_info().rss // 2**20
-        with self._connection.transaction() as cr:
-            pause_requested = queries.beat(cr, name, worker.state, len(worker.pool.running()), memory)
+        try:
+            with self._connection.transaction() as cr:
+                pause_requested = queries.beat(cr, name, worker.state, len(worker.pool.running()), memory)
+        except TROUBLE:
+            self._cut_off = True
+            raise
         worker.on_beat(name, pause_requested)
-        now = time.monotonic()
-        if self._last_beat and now - self._last_beat > worker.stale_after_seconds / 2:
+        now, cut_off, self._cut_off = time.monotonic(), self._cut_off, False
+        if cut_off and now - self._last_beat > worker.stale_after_seconds / 2:
             # The database was away, so others could not report either: give them time before taking them for dead.
             self._next_recovery = now + worker.stale_after_seconds
         self._last_beat = now

@@ -80,7 +80,9 @@ class QueueWorker:
         if not 0 < heartbeat_interval_seconds < stale_after_seconds:
             raise ValueError("the heartbeat interval must be above 0 and below the time after which a worker is stale")
         if concurrency > config["db_maxconn"]:
-            raise ValueError(f"concurrency {concurrency} needs as many connections; db_maxconn is {config['db_maxconn']}")
+            raise ValueError(
+                f"concurrency {concurrency} needs more than db_maxconn = {config['db_maxconn']} connections"
+            )
         self.db_name = db_name
         self.poll_timeout = poll_timeout
         self.stale_after_seconds = stale_after_seconds
@@ -122,7 +124,7 @@ class QueueWorker:
         return self._stop_event.is_set() or self._stop_now.is_set()
 
     def stop(self):
-        """Claim no more; :meth:`run` returns when the running jobs have finished. May be called from a signal handler."""
+        """Claim no more; :meth:`run` returns when the running jobs have finished. For signal handlers too."""
         self._stop_event.set()
         self._wake()
 
@@ -146,7 +148,7 @@ class QueueWorker:
                     self._serve()
                 except TROUBLE as error:
                     self._on_trouble(error)
-                except Exception as error:  # noqa: BLE001 a registry that can't be loaded, a table that is not there
+                except Exception as error:
                     if not self._trouble.broken:
                         events.unexpected("worker", error)
                     self._on_trouble(error)
@@ -163,6 +165,7 @@ class QueueWorker:
 
         :raise psycopg2.Error: any of TROUBLE
         """
+        Registry(self.db_name)  # here, not in the middle of a claim: loading it takes seconds
         self._register()
         if self._trouble.broken:
             self._probe()
@@ -220,7 +223,7 @@ class QueueWorker:
         self._claiming.forget()
 
     def _take_stock(self):
-        """Write what is left to write of attempts whose connection broke, and give back what was claimed unknowingly."""
+        """Write what is left to write of attempts whose connection broke; give back what was claimed unknowingly."""
         with self._connection.transaction() as cr:
             while self._lost:
                 claim, error = self._lost[0]
@@ -364,7 +367,7 @@ class QueueWorker:
             self._wake_sender.send(b".")
 
     def _nap(self, seconds):
-        """Wait, unless stopped. Not on the event: a signal handler that sets it while this thread waits may deadlock."""
+        """Wait, unless stopped. Not on the event: a signal handler that sets it while it is waited for may deadlock."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not self.stopping:
             time.sleep(min(left, LONGEST_NAP_SECONDS))
