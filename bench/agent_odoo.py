@@ -19,7 +19,12 @@ def main() -> None:
     config.parse_config([], setup_logging=False)
     initialize_sys_path()
     agent = OdooAgent(database, queue)
-    serve({name: getattr(agent, name) for name in ("enqueue", "one_by_one", "one_each", "group", "latency")})
+    serve(
+        {
+            name: getattr(agent, name)
+            for name in ("enqueue", "spread", "ledger", "one_by_one", "one_each", "group", "latency")
+        }
+    )
 
 
 class OdooAgent:
@@ -52,6 +57,23 @@ class OdooAgent:
             self._make_group(*self._calls(self._env(cr), job, count, options or {})).delay()
             cr.flush()
             return time.monotonic()  # the cursor commits when it is left
+
+    def spread(self, count: int, channels: int) -> float:
+        """Store empty jobs, over `channel0`, `channel1` and so on if there are several; the moment the commit began."""
+        with self._registry.cursor() as cr:
+            target = self._env(cr)[self._model]
+            names = [f"channel{number}" for number in range(channels)] if channels > 1 else ["root"]
+            calls = [target.delayable(channel=names[number % len(names)]) for number in range(count)]
+            self._make_group(*(call.job_nothing() for call in calls)).delay()
+            cr.flush()
+            return time.monotonic()
+
+    def ledger(self, count: int, seconds: float, channel: str) -> None:
+        """Store jobs that write down when they began and ended."""
+        with self._registry.cursor() as cr:
+            target = self._env(cr)[self._model]
+            calls = (target.delayable(channel=channel).job_ledger(str(number), seconds) for number in range(count))
+            self._make_group(*calls).delay()
 
     def one_by_one(self, count: int) -> float:
         """Seconds that `count` calls of `with_delay()` take, in one transaction and with its commit."""

@@ -163,29 +163,33 @@ def floor() -> Iterator[Agent]:
 
 
 @contextmanager
-def oca() -> Iterator[Oca]:
-    """OCA queue_job with `--workers=4` and `root:4`, its server running."""
+def oca_database() -> Iterator[Oca]:
+    """The database of OCA queue_job with its agent; its server does not run."""
     _install_oca()
-    port, gevent_port = _free_port(), _free_port()
-    command = [ODOO_BIN, "-d", OCA_DATABASE, "--load=base,web,queue_job", "--workers=4", "--max-cron-threads=0"]
-    command += [f"--http-port={port}", f"--gevent-port={gevent_port}", "--log-level=warn"]
-    environment = _environment(
-        **_oca_environment(), ODOO_QUEUE_JOB_CHANNELS="root:4", ODOO_QUEUE_JOB_HOST="127.0.0.1",
-        ODOO_QUEUE_JOB_PORT=str(port),
-    )  # fmt: skip
     db = Database(OCA_DATABASE)
     db.query(Oca.forget)
-    store_command = [sys.executable, "-m", "bench.agent_odoo", OCA_DATABASE, "oca"]
+    command = [sys.executable, "-m", "bench.agent_odoo", OCA_DATABASE, "oca"]
     try:
-        with (
-            agent(store_command, _environment(**_oca_environment()), _log("oca")) as store,
-            _running(command, "oca", environment),
-        ):
-            contestant = Oca("OCA queue_job", db, store)
-            contestant.drain("nothing", 20)
-            yield contestant
+        with agent(command, _environment(**_oca_environment()), _log("oca")) as store:
+            yield Oca("OCA queue_job", db, store)
     finally:
         db.close()
+
+
+@contextmanager
+def oca() -> Iterator[Oca]:
+    """OCA queue_job with `--workers=4` and `root:4`, its server running."""
+    with oca_database() as contestant:
+        port, gevent_port = _free_port(), _free_port()
+        command = [ODOO_BIN, "-d", OCA_DATABASE, "--load=base,web,queue_job", "--workers=4", "--max-cron-threads=0"]
+        command += [f"--http-port={port}", f"--gevent-port={gevent_port}", "--log-level=warn"]
+        queue = {"CHANNELS": "root:4", "HOST": "127.0.0.1", "PORT": str(port)}
+        environment = _environment(
+            **_oca_environment(), **{f"ODOO_QUEUE_JOB_{name}": value for name, value in queue.items()}
+        )
+        with _running(command, "oca", environment):
+            contestant.drain("nothing", 20)
+            yield contestant
 
 
 @contextmanager
@@ -310,5 +314,3 @@ def versions() -> dict[str, str]:
     for requirements in HERE.glob("requirements*.txt"):
         peers.update(line.split("==") for line in requirements.read_text().splitlines() if "==" in line)
     return {"PostgreSQL": postgresql, "Odoo": odoo.release.version, "Python": sys.version.split()[0], **peers}
-
-

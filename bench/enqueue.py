@@ -12,7 +12,7 @@ GROUP = 10_000
 def enqueue(options) -> dict:
     """Jobs stored a second, one by one and as a group."""
     count, group_count = options.jobs or ONE_BY_ONE, options.jobs or GROUP
-    with contestants.ours_database() as ours, contestants.oca() as oca:
+    with contestants.ours_database() as ours, contestants.oca_database() as oca:
         results = {}
         for title, function, jobs in (
             ("with_delay(), one transaction", "one_by_one", count),
@@ -31,7 +31,6 @@ def enqueue(options) -> dict:
 
 
 def _store(queue, function: str, count: int) -> float:
-    # Pending jobs of OCA's would be run at once: what is measured is storing them.
     rate = count / queue.agent(function, count)
     queue.db.query(queue.forget)
     return rate

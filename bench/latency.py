@@ -13,7 +13,9 @@ def latency(options) -> dict:
     """Milliseconds from the commit to the method's first line, one job at a time, by one clock."""
     count = max((options.jobs or JOBS) // options.rounds, 1)
     with ExitStack() as stack:
-        queues = [stack.enter_context(kind(2)) for kind in (contestants.ours, contestants.procrastinate, contestants.pgqueuer)]
+        queues = [
+            stack.enter_context(kind(2)) for kind in (contestants.ours, contestants.procrastinate, contestants.pgqueuer)
+        ]
         measured = {queue.name: [] for queue in queues}
         for _round in range(options.rounds):
             for queue in queues:

@@ -20,7 +20,9 @@ _console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def machine() -> dict[str, str | int]:
-    model = next((line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), platform.machine()
+    )
     return {
         "processor": model,
         "cores": os.cpu_count(),

@@ -1,6 +1,6 @@
 """From a stored payload back to a call: shared by workers and ``run_now()``."""
 
-from odoo import _, api
+from odoo import api
 from odoo.exceptions import MissingError
 
 from .delay import check_method_name
@@ -32,7 +32,8 @@ def perform(cr, job_uuid, user_id, payload, more_context=None):
         raise ValueError(f"damaged payload of a job: ids {ids!r:.100}, context {context!r:.100}")
     check_method_name(method_name)
     if not user_id:
-        raise MissingError(_("The user of the job was not found: it was deleted."))
+        # not translated: the words "not found" are what code out there looks for
+        raise MissingError("The user of the job was not found: it was deleted.")  # pylint: disable=translation-required
     foreign_uid = None if user_id == enqueuer else enqueuer
     su = bool(su) and foreign_uid is None
     if any(type(value) is dict for value in context.values()):  # packed values, which may need an environment
@@ -46,7 +47,7 @@ def perform(cr, job_uuid, user_id, payload, more_context=None):
     records = env[model_name].browse(ids)
     if ids and len(found := records.exists()) != len(records):
         missing = sorted(set(ids) - set(found.ids))
-        text = _("Record %(model)s%(ids)s not found: it was deleted.", model=model_name, ids=tuple(missing[:10]))
+        text = f"Record {model_name}{tuple(missing[:10])} not found: it was deleted."
         raise MissingError(text)
     args, kwargs = load_call(args, kwargs, env, foreign_uid)
     return getattr(records, method_name)(*args, **kwargs)

@@ -59,7 +59,8 @@ def test_new_databases_are_picked_up_and_dropped_ones_left(make_database, monkey
             late.close()
             databases.drop(late_name)
         wait_until(
-            lambda: f"job_worker.{late_name}" not in {thread.name for thread in threading.enumerate()}, what="it is left"
+            lambda: all(thread.name != f"job_worker.{late_name}" for thread in threading.enumerate()),
+            what="it is left",
         )
         job = first.enqueue_one("job_ledger", "again")
         first.wait_for_state(job, "done")

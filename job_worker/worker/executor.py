@@ -46,13 +46,15 @@ class Executor:
     :param int slots: threads that run attempts
     :param float max_backoff_seconds: longest delay between retries
     :param on_database_lost: called with a claim and an error when it is unknown how the attempt ended
+    :param has_next: tells whether another job waits for a thread already
     :param bool prepare: see :class:`~.job_cursor.JobCursor`
     """
 
-    def __init__(self, db_name, slots, max_backoff_seconds, on_database_lost, prepare=True):
+    def __init__(self, db_name, slots, max_backoff_seconds, on_database_lost, has_next, prepare=True):
         self._db_name = db_name
         self._max_backoff = max_backoff_seconds
         self._on_database_lost = on_database_lost
+        self._has_next = has_next
         self._prepare = prepare
         # room for threads that were abandoned and not replaced by the system yet
         self._pool = ConnectionPool(2 * slots)
@@ -102,7 +104,7 @@ class Executor:
             result = self._call(attempt, cr)
             if not attempt.settle():
                 raise AttemptLostError
-            cr.finish(result, attempt.duration)
+            cr.finish(result, attempt.duration, begin_next=self._has_next())
         except BaseException as error:
             lost = cr is None or cr.broken or is_trouble(error)
             _close(cr, discard=lost or bool(attempt.reason) or isinstance(error, errors.InvalidSqlStatementName))

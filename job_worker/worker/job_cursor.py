@@ -47,18 +47,20 @@ class JobCursor(Cursor):
         if self._is_idle():
             self._send(queries.BEGIN)
 
-    def finish(self, result, duration):
-        """End the job as done: its writes and its ``done`` in one commit. The next transaction has begun then.
+    def finish(self, result, duration, begin_next):
+        """End the job as done: its writes and its ``done`` in one commit.
 
         :param str result: JSON text or ``None``
         :param float duration: seconds
+        :param bool begin_next: begin the transaction of the next job in the same round trip
         :raise AttemptLostError: the attempt does not own the job any more; nothing was committed
         """
         self.flush()
         claim = self._claim
         parameters = {"id": claim.id, "claim_seq": claim.claim_seq, "result": result, "duration": duration}
         try:
-            self._send(f"{self._finish}; RESET ALL; COMMIT; {queries.BEGIN}", parameters)
+            begin = f"; {queries.BEGIN}" if begin_next else ""
+            self._send(f"{self._finish}; RESET ALL; COMMIT{begin}", parameters)
         except errors.DivisionByZero as error:
             raise AttemptLostError from error
         self._forget_transaction()
@@ -66,6 +68,8 @@ class JobCursor(Cursor):
     def run_postcommit(self):
         """Call what the job registered to follow its commit; what that leaves uncommitted is dropped."""
         if len(self.postcommit):
+            if self._is_idle():
+                self._send(queries.BEGIN)
             self.postcommit.run()
             self.rollback()
 

@@ -108,7 +108,14 @@ class QueueWorker:
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
-        executor = Executor(db_name, concurrency, max_backoff_seconds, self._database_lost, prepare=listen)
+        executor = Executor(
+            db_name,
+            concurrency,
+            max_backoff_seconds,
+            self._database_lost,
+            has_next=lambda: self.pool.has_waiting,
+            prepare=listen,
+        )
         self.pool = Pool(concurrency, executor.run, self._wake, executor.release)
         self._monitor = Monitor(self)
 
