@@ -5,8 +5,9 @@ INSERT INTO queue_job (id, uuid, state, payload, channel, priority, user_id, com
                        timeout, run_on_failure, cancel_requested, database_failures, model_name, method_name,
                        create_uid, create_date, write_uid, write_date, scheduled_at, completed_at, parent_id)
 SELECT nextval('queue_job_id_seq'), gen_random_uuid()::text, '{state}',
-       '{{"model": "test.job.target", "method": "job_nothing", "ids": [], "args": [], "kwargs": {{}}, "uid": 1, "su": true,
-         "context": {{}}, "company_id": 1}}', {channel}, {priority}, 1, 1, {is_due}, 0, 5, 0, false, false, 0,
+       '{{"model": "test.job.target", "method": "job_nothing", "ids": [], "args": [], "kwargs": {{}},
+         "uid": 1, "su": true, "context": {{}}, "company_id": 1}}',
+       {channel}, {priority}, 1, 1, {is_due}, 0, 5, 0, false, false, 0,
        'test.job.target', 'job_nothing', 1, now() AT TIME ZONE 'UTC', 1, now() AT TIME ZONE 'UTC',
        {scheduled_at}, {completed_at}, {parent_id}
   FROM generate_series(1, %s) n
@@ -70,7 +71,8 @@ def _paused(db, rows: int) -> None:
 def _throttled(db, rows: int) -> None:
     _limit(db, 1000, rate=0.0001)
     db.query(
-        "INSERT INTO queue_limit_starts SELECT id, ARRAY[now() AT TIME ZONE 'UTC'] FROM queue_limit WHERE name = 'other'"
+        "INSERT INTO queue_limit_starts"
+        " SELECT id, ARRAY[now() AT TIME ZONE 'UTC'] FROM queue_limit WHERE name = 'other'"
     )
     fill(db, rows, **_BETTER)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import psycopg2
 
-from bench.agent import Agent, agent
+from bench.driver import Driver, driver
 from tools import databases
 from tools.console import run
 from tools.paths import DEV, LOG, ODOO_BIN, ROOT, VENV
@@ -64,22 +64,22 @@ class Database:
 
 
 class Contestant:
-    """A queue with an agent that stores jobs and a statement that tells when all have ended."""
+    """A queue with a driver that stores jobs and a statement that tells when all have ended."""
 
     # SQL: whether jobs are left; how many are done; forget all
     unfinished: str
     done: str
     forget: str
 
-    def __init__(self, name: str, db: Database, store: Agent):
+    def __init__(self, name: str, db: Database, store: Driver):
         self.name = name
         self.db = db
-        self.agent = store
+        self.driver = store
 
     def drain(self, job: str, count: int, options: dict | None = None, seconds: float = 1800) -> float:
         """Jobs a second from the commit that stores `count` of them to the end of the last."""
         self.db.query(self.forget)
-        begin = self.agent("enqueue", job, count, *([options] if options else []))
+        begin = self.driver("enqueue", job, count, *([options] if options else []))
         self.wait_until_drained(seconds)
         rate = count / (time.monotonic() - begin)
         if (done := self.db.value(self.done)) != count:
@@ -117,12 +117,12 @@ class PgQueuer(Contestant):
 
 @contextmanager
 def ours_database(name: str = "ours") -> Iterator[Ours]:
-    """A fresh database of job_worker with its agent, and no worker yet."""
+    """A fresh database of job_worker with its driver, and no worker yet."""
     database = databases.clone()
     db = Database(database)
-    command = [sys.executable, "-m", "bench.agent_odoo", database, "ours"]
+    command = [sys.executable, "-m", "bench.driver_odoo", database, "ours"]
     try:
-        with agent(command, _environment(PYTHONPATH=f"{ROOT}:{os.environ['PYTHONPATH']}"), _log("ours")) as store:
+        with driver(command, _environment(PYTHONPATH=f"{ROOT}:{os.environ['PYTHONPATH']}"), _log("ours")) as store:
             yield Ours(name, db, store)
     finally:
         db.close()
@@ -144,19 +144,19 @@ def ours_worker(contestant: Ours, processes: int, concurrency: int = 2, *options
 @contextmanager
 def ours(processes: int, concurrency: int = 2) -> Iterator[Ours]:
     """job_worker on a database of its own, with a worker."""
-    with ours_database(f"ours, {processes} x {concurrency}") as contestant:
-        with ours_worker(contestant, processes, concurrency):
-            contestant.drain("nothing", 200)
-            yield contestant
+    name = f"ours, {processes} x {concurrency}"
+    with ours_database(name) as contestant, ours_worker(contestant, processes, concurrency):
+        contestant.drain("nothing", 200)
+        yield contestant
 
 
 @contextmanager
-def floor() -> Iterator[Agent]:
-    """The agent of `bench.floor`, on a database of job_worker."""
+def floor() -> Iterator[Driver]:
+    """The driver of `bench.floor`, on a database of job_worker."""
     database = databases.clone()
     command = [sys.executable, "-m", "bench.floor", database]
     try:
-        with agent(command, _environment(PYTHONPATH=f"{ROOT}:{os.environ['PYTHONPATH']}"), _log("floor")) as bare:
+        with driver(command, _environment(PYTHONPATH=f"{ROOT}:{os.environ['PYTHONPATH']}"), _log("floor")) as bare:
             yield bare
     finally:
         databases.drop(database)
@@ -164,13 +164,13 @@ def floor() -> Iterator[Agent]:
 
 @contextmanager
 def oca_database() -> Iterator[Oca]:
-    """The database of OCA queue_job with its agent; its server does not run."""
+    """The database of OCA queue_job with its driver; its server does not run."""
     _install_oca()
     db = Database(OCA_DATABASE)
     db.query(Oca.forget)
-    command = [sys.executable, "-m", "bench.agent_odoo", OCA_DATABASE, "oca"]
+    command = [sys.executable, "-m", "bench.driver_odoo", OCA_DATABASE, "oca"]
     try:
-        with agent(command, _environment(**_oca_environment()), _log("oca")) as store:
+        with driver(command, _environment(**_oca_environment()), _log("oca")) as store:
             yield Oca("OCA queue_job", db, store)
     finally:
         db.close()
@@ -194,13 +194,14 @@ def oca() -> Iterator[Oca]:
 
 @contextmanager
 def procrastinate(processes: int = 2) -> Iterator[Procrastinate]:
-    """procrastinate, 4 jobs at once in each process: at 2 and at 10 it drains no faster."""
+    """procrastinate, 4 jobs at once in each process."""
     with _standalone("procrastinate", processes, Procrastinate) as contestant:
         yield contestant
 
 
 @contextmanager
 def pgqueuer(processes: int = 2) -> Iterator[PgQueuer]:
+    """pgqueuer, which takes jobs in batches and gives none a transaction of its own."""
     with _standalone("pgqueuer", processes, PgQueuer) as contestant:
         yield contestant
 
@@ -212,10 +213,10 @@ def _standalone(name: str, processes: int, kind: type[Contestant]) -> Iterator[C
     databases.drop(database)
     with databases.connect() as cr:
         cr.execute(f"CREATE DATABASE {database}")
-    command = [PEERS_VENV / "bin" / "python", HERE / f"agent_{name}.py", database]
+    command = [PEERS_VENV / "bin" / "python", HERE / f"driver_{name}.py", database]
     db = Database(database)
     try:
-        with agent(command, _environment(PYTHONPATH=""), _log(name)) as store, ExitStack() as workers:
+        with driver(command, _environment(PYTHONPATH=""), _log(name)) as store, ExitStack() as workers:
             for _process in range(processes):
                 workers.enter_context(_running([*command, "work"], name, _environment(PYTHONPATH="")))
             contestant = kind(name, db, store)

@@ -1,5 +1,6 @@
 """What a worker costs while it has nothing to do, what each process and slot takes, and what each job costs whom."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ def idle(options) -> dict:
         for processes in (1, 2):
             with contestants.ours_worker(queue, processes) as supervisor:
                 queue.drain("nothing", 200)
-                time.sleep(25)  # connections that jobs used are let go meanwhile
+                time.sleep(35)  # connections that jobs used are let go meanwhile, and have told the statistics
                 family = [supervisor, *supervisor.children(recursive=True)]
                 before = _cpu_seconds(family), _transactions(queue)
                 time.sleep(options.seconds)
@@ -63,7 +64,7 @@ def scaling(options) -> dict:
         for processes in SCALING_PROCESSES:
             with contestants.ours_worker(queue, processes, SCALING_THREADS):
                 queue.drain("nothing", 200)
-                count = options.jobs or 200 * processes
+                count = min(options.jobs or 200 * processes, 200 * processes)
                 rates[f"{processes} x {SCALING_THREADS}"] = Series(
                     [queue.drain("wait", count) for _round in range(options.rounds)]
                 )
@@ -90,7 +91,6 @@ def scaling(options) -> dict:
         "rate": "jobs/s",
         "server": "ms of the server's CPU a job",
         "workers": "ms of the workers' CPU a job",
-        "commits": "transactions a job",
         "wal": "bytes of WAL a job",
         "connections": "connections",
     }
@@ -105,7 +105,6 @@ class Cost:
     rate: float
     server: float
     workers: float
-    commits: float
     wal: float
     connections: float
 
@@ -114,18 +113,16 @@ def _cost(queue, supervisor: psutil.Process, job: str, count: int) -> Cost:
     queue.db.query(queue.forget)
     family = [supervisor, *supervisor.children(recursive=True)]
     backends = _backends(queue)
-    before = _cpu_seconds(family), _cpu_seconds(backends), _transactions(queue), _wal(queue)
-    begin = queue.agent("enqueue", job, count)
+    before = _cpu_seconds(family), _cpu_seconds(backends)
+    begin = queue.driver("enqueue", job, count)
     stored = _wal(queue)
     queue.wait_until_drained()
     seconds = time.monotonic() - begin
     workers, server = _cpu_seconds(family) - before[0], _cpu_seconds(backends) - before[1]
-    time.sleep(1.5)  # sessions report to the statistics a second late
     return Cost(
         count / seconds,
         1000 * server / count,
         1000 * workers / count,
-        (_transactions(queue) - before[2]) / count,
         (_wal(queue) - stored) / count,
         len(backends),
     )
@@ -140,7 +137,11 @@ def _backends(queue) -> list[psutil.Process]:
 
 
 def _cpu_seconds(processes: list[psutil.Process]) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+    seconds = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a session that a slot did not need any more
+            seconds += sum(process.cpu_times()[:2])
+    return seconds
 
 
 def _transactions(queue) -> int:

@@ -19,15 +19,16 @@ BARE_2 = "bare loop, 2 x 2"
 BARE_COMMIT_2 = "bare loop that writes a row, 2 x 2"
 
 # As many as take a few seconds here.
-JOBS = {"nothing": 4000, "read": 3000, "write": 2000, "cpu": 150, "wait": 200}
-OCA_JOBS = {"nothing": 400, "read": 400, "write": 400, "cpu": 100, "wait": 150}
+JOBS = {"nothing": 4000, "read": 3000, "write": 2000, "cpu": 100, "wait": 120}
+OCA_JOBS = {"nothing": 400, "read": 400, "write": 400, "cpu": 60, "wait": 80}
 PROCRASTINATE_JOBS = 2000
 PGQUEUER_JOBS = 50_000
 
 CLAIM_AND_DONE = """
 WITH best AS (
     SELECT id FROM bench_job WHERE state = 'pending' AND is_due
-     ORDER BY channel, priority, COALESCE(scheduled_at, '-infinity'::timestamp), id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+     ORDER BY channel, priority, COALESCE(scheduled_at, '-infinity'::timestamp), id
+     LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE bench_job SET state = 'done', completed_at = now() FROM best WHERE bench_job.id = best.id;
 """
@@ -43,7 +44,7 @@ def drain(options) -> dict:
         floor = stack.enter_context(contestants.floor())
         pgbench = stack.enter_context(Pgbench())
         for job, title in TITLES.items():
-            count = options.jobs or JOBS[job]
+            count = min(options.jobs or JOBS[job], JOBS[job])
             measurements = {queue.name: partial(queue.drain, job, count) for queue in ours}
             measurements[oca.name] = partial(oca.drain, job, min(count, OCA_JOBS[job]))
             for name, commit in ((BARE_2, False), (BARE_COMMIT_2, True)):
@@ -79,7 +80,7 @@ class Pgbench:
         self._name = databases.clone()
         self._db = contestants.Database(self._name)
         self._db.query("CREATE TABLE bench_job (LIKE queue_job INCLUDING ALL)")
-        self._script = tempfile.NamedTemporaryFile("w", suffix=".sql")  # noqa: SIM115 closed in __exit__
+        self._script = tempfile.NamedTemporaryFile("w", suffix=".sql")
         self._script.write(CLAIM_AND_DONE)
         self._script.flush()
         return self

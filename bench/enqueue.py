@@ -31,6 +31,6 @@ def enqueue(options) -> dict:
 
 
 def _store(queue, function: str, count: int) -> float:
-    rate = count / queue.agent(function, count)
+    rate = count / queue.driver(function, count)
     queue.db.query(queue.forget)
     return rate

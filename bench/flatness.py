@@ -50,14 +50,14 @@ def _drain(queue, count: int, latencies: list) -> float:
     with contestants.ours_worker(queue, PROCESSES):
         _spread_and_wait(queue, count // 4, channels)
         rate = _spread_and_wait(queue, count, channels)
-        latencies.append([pair[0] * 1000 for pair in queue.agent("latency", LATENCY_JOBS)])
+        latencies.append([pair[0] * 1000 for pair in queue.driver("latency", LATENCY_JOBS)])
     return rate
 
 
 def _spread_and_wait(queue, count: int, channels: int) -> float:
     """Store `count` empty jobs and wait for them; jobs a second."""
     before = queue.db.value("SELECT last_value FROM queue_job_id_seq")
-    begin = queue.agent("spread", count, channels)
+    begin = queue.driver("spread", count, channels)
     left = "SELECT EXISTS (SELECT FROM queue_job WHERE id > %s AND state IN ('pending', 'started'))"
     contestants.wait_until(lambda: not queue.db.value(left, before), 600, "the jobs end")
     return count / (time.monotonic() - begin)
@@ -66,7 +66,8 @@ def _spread_and_wait(queue, count: int, channels: int) -> float:
 def _many_channels(db, _rows: int) -> None:
     """No backlog: the drained jobs themselves are in many channels, that hold as many as the one otherwise does."""
     db.query(
-        "INSERT INTO queue_limit (name, \"limit\", rate_limit) SELECT 'channel' || n, 1000, 0 FROM generate_series(0, %s) n",
+        'INSERT INTO queue_limit (name, "limit", rate_limit)'
+        " SELECT 'channel' || n, 1000, 0 FROM generate_series(0, %s) n",
         CHANNELS,
     )
 

@@ -1,7 +1,7 @@
-"""The bare loop: what an Odoo job costs without a queue. `python -m bench.floor DATABASE`, an agent.
+"""The bare loop: what an Odoo job costs without a queue. `python -m bench.floor DATABASE`, a driver.
 
 Each pass of the loop takes a cursor from Odoo's pool with `registry.cursor()`, makes an environment, calls the method
-and commits; with `commit`, it also updates one row of its own first, as any queue must to remember that the job is done.
+and commits; with `commit`, it also updates one row of its own first, as any queue must to remember that a job is done.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from odoo.modules.module import initialize_sys_path
 from odoo.modules.registry import Registry
 from odoo.tools import config
 
-from bench.agent import serve
+from bench.driver import serve
 from bench.jobs import ARGUMENTS, METHODS, TARGET
 
 _fork = multiprocessing.get_context("fork")

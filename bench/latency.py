@@ -19,7 +19,7 @@ def latency(options) -> dict:
         measured = {queue.name: [] for queue in queues}
         for _round in range(options.rounds):
             for queue in queues:
-                measured[queue.name] += queue.agent("latency", count)
+                measured[queue.name] += queue.driver("latency", count)
     results = {}
     for number, since in enumerate(("since the commit began", "since the commit returned")):
         rows = {}

@@ -92,6 +92,22 @@ def demo() -> str:
 
 
 @contextmanager
+def environment(name: str) -> Iterator:
+    """Odoo's environment for the administrator in the database `name`; committed at the end of the block."""
+    # Odoo is on the path only in the environment that `make` sets up.
+    from odoo import api
+    from odoo.modules import initialize_sys_path
+    from odoo.modules.registry import Registry
+    from odoo.tools import config
+
+    config.parse_config(["-d", name, "--log-level=warn"], setup_logging=True)
+    initialize_sys_path()
+    with Registry(name).cursor() as cr:
+        admin = api.Environment(cr, api.SUPERUSER_ID, {}).ref("base.user_admin")
+        yield api.Environment(cr, admin.id, {})
+
+
+@contextmanager
 def connect(name: str = "postgres") -> Iterator[psycopg2.extensions.cursor]:
     """A cursor in autocommit mode on the database `name` of the current server."""
     connection = psycopg2.connect(dbname=name)

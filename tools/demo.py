@@ -153,25 +153,9 @@ def stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-@contextmanager
-def odoo_environment() -> Iterator:
-    """Odoo's environment for the administrator in the demo database; committed at the end of the block."""
-    # Odoo is on the path only in the environment that `make` sets up.
-    from odoo import api
-    from odoo.modules import initialize_sys_path
-    from odoo.modules.registry import Registry
-    from odoo.tools import config
-
-    config.parse_config(["-d", databases.DEMO, "--log-level=warn"], setup_logging=True)
-    initialize_sys_path()
-    with Registry(databases.DEMO).cursor() as cr:
-        admin = api.Environment(cr, api.SUPERUSER_ID, {}).ref("base.user_admin")
-        yield api.Environment(cr, admin.id, {})
-
-
 def enqueue(geocoder: Geocoder) -> tuple[list[int], Expected]:
     """Store partners and their jobs in one transaction; return the ids of the partners and how the jobs should end."""
-    with odoo_environment() as env:
+    with databases.environment(databases.DEMO) as env:
         partners = env["res.partner"].create(list(partner_values(env)))
         start = time.monotonic()
         jobs = partners._demo_delay(geocoder.url)
@@ -305,7 +289,7 @@ def show_summary(console: Console, channels: list[dict]) -> None:
 
 def job_problems(expected: Expected) -> Iterator[str]:
     """What is wrong with the jobs, as sentences."""
-    with odoo_environment() as env:
+    with databases.environment(databases.DEMO) as env:
         states = {**dict.fromkeys(expected.done, "done"), **dict.fromkeys(expected.failed, "failed")}
         wrong = env["queue.job"].browse(states).filtered(lambda job: job.state != states[job.id])
         for job in wrong[:SHOWN_PROBLEMS]:
@@ -321,7 +305,7 @@ def job_problems(expected: Expected) -> Iterator[str]:
 
 def result_problems(partner_ids: list[int], geocoder: Geocoder) -> Iterator[str]:
     """What is wrong with what the jobs should have made, as sentences."""
-    with odoo_environment() as env:
+    with databases.environment(databases.DEMO) as env:
         partners = env["res.partner"].browse(partner_ids)
         found = [(partner.partner_latitude, partner.partner_longitude) for partner in partners]
         addresses = [partner._demo_address() for partner in partners]

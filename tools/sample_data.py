@@ -35,12 +35,19 @@ ERRORS = {
 }
 LIMITS = {
     "export": (4, 10), "mail": (3, 5), "invoice": (2, 0), "shipping": (0, 0), "crm": (1, 0.2),
+    "closing": (0, 0),
 }  # fmt: skip
+KWARGS = {
+    "action_export_to_erp": {"endpoint": "https://erp.example.com/orders", "options": {"lines": True, "draft": False}},
+    "_send_to_peppol": {"format": "ubl_bis3"},
+}
+USERS = {"sales": "Marie Dubois", "warehouse": "Jonas Keller", "accounting": "Ines Almeida"}
+CUSTOMERS = ("Birch Joinery", "Harbour Foods", "Lumen Optics", "Northgate Cycles", "Vela Textiles")
 STATES = {"done": 80, "failed": 5, "cancelled": 2, "pending": 10, "waiting": 3}
 
 
 def fill(env: Any, jobs: int = 3000, running: bool = False) -> None:
-    """Add jobs in all states to a database, and limits of their channels.
+    """Add jobs in all states to a database, limits of their channels, a few users and customers.
 
     :param env: environment of a database with the addon; what is written is not committed
     :param jobs: how many
@@ -48,6 +55,10 @@ def fill(env: Any, jobs: int = 3000, running: bool = False) -> None:
     """
     env.flush_all()
     chance = random.Random(19)
+    for login, name in USERS.items():
+        if not env["res.users"].search([("login", "=", login)]):
+            groups = env.ref("base.group_user") | env.ref("base.group_partner_manager")
+            env["res.users"].create({"login": login, "name": name, "group_ids": groups.ids})
     rows = _Rows(env, chance)
     for channel, (limit, rate) in LIMITS.items():
         if not env["queue.limit"].search([("name", "=", channel)]):
@@ -55,6 +66,7 @@ def fill(env: Any, jobs: int = 3000, running: bool = False) -> None:
             env["queue.limit"].create({"name": channel, "limit": limit, "rate_limit": rate, **before})
     for state in chance.choices(list(STATES), list(STATES.values()), k=jobs):
         getattr(rows, f"add_{state}")()
+    rows.add_graph(running)
     if running:
         rows.add_workers()
     rows.insert()
@@ -67,10 +79,13 @@ class _Rows:
         self.now: datetime = env.cr.now()
         self.jobs: list[dict] = []
         self.attempts: list[dict] = []
+        self.dependencies: list[dict] = []
         self.progress: list[dict] = []
         self.workers: list[dict] = []
         env.cr.execute("SELECT COALESCE(max(id), 0) FROM queue_job")
         self.next_id = env.cr.fetchone()[0] + 1
+        customers = env["res.partner"].search([("name", "in", CUSTOMERS)])
+        self.partners = customers or env["res.partner"].create([{"name": name} for name in CUSTOMERS])
         self.users = env["res.users"].search([("share", "=", False)]).ids
 
     def add_done(self) -> None:
@@ -92,13 +107,13 @@ class _Rows:
 
     def add_pending(self) -> None:
         if self.chance.random() < 0.3:
-            partner = self.env.ref("base.main_partner").id
-            call = ("res.partner", "write", "crm", f"Note on partner {partner}", [partner], [{"comment": "Called."}])
+            partner = self.chance.choice(self.partners)
+            call = ("res.partner", "write", "crm", f"Note on {partner.name}", [partner.id], [{"comment": "Called."}])
             job = self._job("pending", call=call)
-            self._create(job, self.now - timedelta(seconds=self.chance.uniform(0, 900)))
+            self._create(job, self.now - timedelta(seconds=self.chance.uniform(240, 900)))
             return
         job = self._job("pending")
-        self._create(job, self.now - timedelta(seconds=self.chance.expovariate(1 / 1200)))
+        self._create(job, self.now - timedelta(seconds=self.chance.uniform(20, 7000)))
         if self.chance.random() < 0.5:
             job["channel"] = "shipping"
         else:
@@ -112,6 +127,38 @@ class _Rows:
         child = self._job("waiting")
         self._create(child, self.now - timedelta(seconds=600))
         child["parent_id"], child["graph_uuid"] = parent["id"], parent["graph_uuid"]
+
+    def add_graph(self, running: bool) -> None:
+        """The closing of a month: some of it is done, the rest waits, in a paused channel."""
+        graph = str(uuid.UUID(int=self.chance.getrandbits(128)))
+
+        def add(name: str, method: str, state: str, *parents: dict) -> dict:
+            job = self._job(state, call=("account.move", method, "closing", name, [1], []))
+            job["graph_uuid"] = graph
+            if state == "done":
+                self._ran(job, self.now - timedelta(seconds=self.chance.uniform(60, 300)))
+            else:
+                self._create(job, self.now - timedelta(seconds=400))
+            if state == "started":
+                job.update(started_at=self.now - timedelta(seconds=50), worker_id="odoo-worker-1-4001")
+                job["claim_seq"] = job["id"]
+            if len(parents) == 1:
+                job["parent_id"] = parents[0]["id"]
+            elif parents:
+                self.dependencies += [{"job_id": job["id"], "dependency_id": parent["id"]} for parent in parents]
+            return job
+
+        lock = add("Lock October 2026", "_lock_period", "done")
+        states = {"sales": "done", "purchase": "done", "bank": "done", "cash": "done", "payroll": "pending"}
+        if running:
+            states["payroll"] = "started"
+        journals = [
+            add(f"Check the {name} journal", "_check_journal", state, lock)
+            for name, state in {**states, "assets": "pending"}.items()
+        ]
+        balance = add("Draw up the trial balance", "_draw_up_balance", "waiting", *journals)
+        add("File the VAT return", "_file_vat_return", "waiting", balance)
+        add("Mail the reports", "_mail_reports", "waiting", balance)
 
     def add_workers(self) -> None:
         """Two workers, one of them draining, with a few jobs under way."""
@@ -128,7 +175,9 @@ class _Rows:
 
     def _add_started(self, worker: str) -> None:
         job = self._job("started")
-        job["channel"] = "root"
+        running = sum(other["state"] == "started" and other["channel"] == job["channel"] for other in self.jobs)
+        if running > LIMITS.get(job["channel"], (1, 0))[0]:
+            job["channel"] = "root"
         spent = timedelta(seconds=self.chance.uniform(2, 300))
         self._create(job, self.now - spent - timedelta(seconds=3))
         job.update(started_at=self.now - spent, worker_id=worker, claim_seq=job["id"])
@@ -137,12 +186,14 @@ class _Rows:
             done = self.chance.randint(1, total)
             self.progress.append({
                 "job_id": job["id"], "claim_seq": job["id"], "done": done, "total": total,
-                "message": f"{done} of {total} records", "updated_at": self.now,
+                "message": f"Record {self.chance.randint(1, 20_000):05d}", "updated_at": self.now,
             })  # fmt: skip
 
     def insert(self) -> None:
+        self._number_by_age()
         self._insert("queue_worker", self.workers)
         self._insert("queue_job", self.jobs)
+        self._insert("queue_job_dependency_rel", self.dependencies)
         self._insert("queue_job_attempt", self.attempts)
         self._insert("queue_job_progress", self.progress)
         self.env.cr.execute("SELECT setval('queue_job_id_seq', %s)", (self.next_id,))
@@ -152,6 +203,15 @@ class _Rows:
             " WHERE state = 'failed' AND error_group IS NULL"
         )
         self.env.invalidate_all()
+
+    def _number_by_age(self) -> None:
+        """Give the lower ids to the older jobs, as a sequence does."""
+        ids = [job["id"] for job in self.jobs]
+        self.jobs.sort(key=lambda job: (job["create_date"], job["id"]))
+        new_ids = {job["id"]: new_id for job, new_id in zip(self.jobs, ids, strict=True)}
+        for row in (*self.jobs, *self.attempts, *self.dependencies, *self.progress):
+            for column in {"id", "parent_id", "job_id", "dependency_id"} & row.keys():
+                row[column] = new_ids.get(row[column])
 
     def _insert(self, table: str, rows: list[dict]) -> None:
         if not rows:
@@ -175,8 +235,9 @@ class _Rows:
             "id": self.next_id, "uuid": str(uuid.UUID(int=self.chance.getrandbits(128), version=4)), "name": name,
             "state": state, "model_name": model, "method_name": method, "record_id": ids[0], "channel": channel,
             "payload": {
-                "model": model, "method": method, "ids": ids, "args": args, "kwargs": {}, "uid": user, "su": False,
-                "company_id": company, "context": {"lang": "en_US", "tz": "UTC", "allowed_company_ids": [company]},
+                "model": model, "method": method, "ids": ids, "args": args, "kwargs": KWARGS.get(method, {}),
+                "uid": user, "su": False, "company_id": company,
+                "context": {"lang": "en_US", "tz": "UTC", "allowed_company_ids": [company]},
             },
             "priority": self.chance.choice([5, 10, 10, 10, 20]), "user_id": user, "company_id": company,
             "create_uid": user, "write_uid": user, "create_date": None, "write_date": None, "scheduled_at": None,

@@ -1,4 +1,4 @@
-"""`python3 -m tools screenshots`: pictures of the web client on the demo database, for the manual, in docs/images/."""
+"""`python3 -m tools screenshots`: pictures of the web client with sample jobs, for the manual, in docs/images/."""
 
 import argparse
 import base64
@@ -10,21 +10,61 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 import websocket
 
-from tools import databases, setup
+from tools import databases, sample_data, setup
 from tools.console import Problem, say
 from tools.paths import LOG, ODOO_BIN, ROOT
 from tools.test import free_port
 
-# file name: address in the web client, JavaScript that tells when there is something to see
-PAGES = {
-    "jobs.png": ("/odoo/action-job_worker.queue_job_action", "document.querySelector('.o_list_view .o_data_row')"),
+DASHBOARD = "document.querySelector('.o_job_worker_channels tr[data-channel]')"
+LIST = "document.querySelector('.o_list_view .o_data_row')"
+FAILED = "SELECT max(id) FROM queue_job WHERE error_class = 'requests.exceptions.ConnectionError' AND record_id > 999"
+CHECKING = "SELECT max(id) FROM queue_job WHERE method_name = '_check_journal' AND state = 'started'"
+DESKTOP, PHONE = (1400, 900), (420, 860)
+
+
+@dataclass
+class Screen:
+    """What a picture shows: an address in the web client, and JavaScript that tells when there is something to see.
+
+    `job` is SQL for the id that the address gets for its `%s`; `click` selects
+    what to press then, `scroll_to` what is to be in the middle.
+    """
+
+    address: str
+    condition: str
+    size: tuple[int, int] = DESKTOP
+    job: str | None = None
+    click: str | None = None
+    scroll_to: str | None = None
+
+
+SCREENS = {
+    "dashboard.png": Screen("/odoo/background-jobs-dashboard", DASHBOARD, click="[data-period=day]"),
+    "jobs.png": Screen("/odoo/background-jobs", LIST),
+    "failed-job.png": Screen("/odoo/background-jobs/%s", "document.querySelector('.o_form_view pre')", job=FAILED),
+    "job-graph.png": Screen(
+        "/odoo/background-jobs/%s",
+        "document.querySelector('.o_job_graph g')",
+        job=CHECKING,
+        scroll_to=".o_job_graph",
+    ),
+    "channels.png": Screen("/odoo/background-channels", "document.querySelector('tr[data-channel]')", (1400, 740)),
+    "errors.png": Screen("/odoo/background-errors", LIST, (1400, 560)),
+    "dashboard-phone.png": Screen("/odoo/background-jobs-dashboard", DASHBOARD, PHONE),
+    "failed-job-phone.png": Screen(
+        "/odoo/background-jobs/%s", "document.querySelector('.o_form_view pre')", PHONE, job=FAILED
+    ),
 }
-WIDTH, HEIGHT = 1440, 660
+COMPLETE = (
+    "document.fonts.status == 'loaded' && [...document.images].every(i => i.complete)"
+    " && !document.querySelector('.o_loading_indicator') && !document.getAnimations().length"
+)
 PATIENCE_SECONDS = 60
 
 
@@ -45,9 +85,15 @@ class Page:
                     raise Problem(f"Chromium: {method}: {answer['error']['message']}")
                 return answer["result"]
 
+    def evaluate(self, expression: str) -> object:
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
     def holds(self, condition: str) -> bool:
-        result = self.call("Runtime.evaluate", expression=f"Boolean({condition})", returnByValue=True)
-        return bool(result["result"].get("value"))
+        return bool(self.evaluate(f"Boolean({condition})"))
+
+    def resize(self, width: int, height: int) -> None:
+        size = {"width": width, "height": height}
+        self.call("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=width < DESKTOP[0])
 
     def picture(self) -> bytes:
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
@@ -55,27 +101,47 @@ class Page:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tools screenshots", description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(PAGES), metavar="NAME", help=f"which: {', '.join(PAGES)}")
+    parser.add_argument("names", nargs="*", default=list(SCREENS), metavar="NAME", help=f"which: {', '.join(SCREENS)}")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images")
     options = parser.parse_args()
 
     options.folder.mkdir(parents=True, exist_ok=True)
     setup.fetch_chromium()
-    database = databases.demo()
-    with serving(database) as url, browser() as page:
-        log_in(page, url, database)
-        for name in options.names:
-            address, condition = PAGES[name]
-            page.call("Page.navigate", url=url + address)
-            wait(lambda condition=condition: page.holds(condition), f"what {name} is to show")
-            # Pictures and fonts come after the rows.
-            wait(
-                lambda: page.holds("document.fonts.status == 'loaded' && [...document.images].every(i => i.complete)"),
-                name,
-            )
-            (options.folder / name).write_bytes(page.picture())
-            say(f"{options.folder / name}")
+    database = databases.clone()
+    try:
+        with databases.environment(database) as env:
+            env["queue.limit"].search(["|", ("name", "=like", "test.%"), ("name", "=like", "demo.%")]).unlink()
+            sample_data.fill(env, running=True)
+        with serving(database) as url, browser() as page:
+            log_in(page, url, database)
+            for name in options.names:
+                (options.folder / name).write_bytes(take(page, url, database, SCREENS[name]))
+                say(f"{options.folder / name}")
+    finally:
+        databases.drop(database)
     return 0
+
+
+def take(page: Page, url: str, database: str, screen: Screen) -> bytes:
+    """A picture of the screen."""
+    address = screen.address
+    with databases.connect(database) as cursor:
+        # The workers of the sample are words on paper: somebody has to say for them that they are alive.
+        cursor.execute("UPDATE queue_worker SET last_heartbeat = now() AT TIME ZONE 'UTC'")
+        if screen.job:
+            cursor.execute(screen.job)
+            address %= cursor.fetchone()
+    page.resize(*screen.size)
+    page.call("Page.navigate", url=url + address)
+    wait(lambda: page.holds(screen.condition), f"what {address} is to show")
+    if screen.click:
+        page.evaluate(f"document.querySelector('{screen.click}').click()")
+        wait(lambda: page.holds(f"document.querySelector('{screen.click}.active')"), f"{screen.click} of {address}")
+    if screen.scroll_to:
+        page.evaluate(f"document.querySelector('{screen.scroll_to}').scrollIntoView({{block: 'center'}})")
+    # Pictures and fonts come after the rows.
+    wait(lambda: page.holds(COMPLETE), address)
+    return page.picture()
 
 
 @contextmanager
@@ -105,17 +171,13 @@ def browser() -> Iterator[Page]:
         command += [
             "--remote-debugging-port=0",
             f"--user-data-dir={profile}",
-            f"--window-size={WIDTH},{HEIGHT}",
+            f"--window-size={DESKTOP[0]},{DESKTOP[1]}",
             "about:blank",
         ]
         with running(command, "screenshots-chromium.log"):
             wait(lambda: port_file.exists() and port_file.read_text(), "Chromium")
             tabs = requests.get(f"http://127.0.0.1:{port_file.read_text().split()[0]}/json/list", timeout=10).json()
-            page = Page(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
-            page.call(
-                "Emulation.setDeviceMetricsOverride", width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False
-            )
-            yield page
+            yield Page(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
 
 
 def log_in(page: Page, url: str, database: str) -> None:

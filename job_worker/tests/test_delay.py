@@ -1,3 +1,5 @@
+# pylint: disable=invalid-commit
+# sessions of their own, which commit as workers and users do
 from datetime import datetime, timedelta, timezone
 from unittest.mock import patch
 

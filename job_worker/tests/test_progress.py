@@ -1,3 +1,5 @@
+# pylint: disable=invalid-commit
+# sessions of their own, which commit as workers and users do
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace

@@ -93,6 +93,7 @@ SELECT extract(epoch FROM least(
 # The seats of each locked channel, the best jobs that fit in them, then the rows themselves, unless somebody is
 # changing them. Index: queue_job_claim_idx from the horizon, or from the first entry of a channel that is new to the
 # worker.
+# OFFSET 0: else the generic plan may hash the whole table to look up the children of the few jobs claimed.
 _CLAIM = f"""
 WITH channel AS MATERIALIZED (
     SELECT known.*, now_running.running_from AS oldest, COALESCE("limit", 1) - running AS seats,
@@ -128,8 +129,8 @@ UPDATE queue_job job SET {TRANSITIONS["claim"].set_clause.replace("%(worker_id)s
 RETURNING job.id, job.claim_seq, job.uuid, job.payload, job.user_id, job.company_id, job.channel, job.priority,
           job.attempts, job.max_retries, job.timeout, job.database_failures,
           extract(epoch FROM {NOW} - job.create_date)::float,
-          EXISTS (SELECT FROM queue_job child WHERE child.parent_id = job.id)
-          OR EXISTS (SELECT FROM queue_job_dependency_rel WHERE dependency_id = job.id),
+          EXISTS (SELECT FROM queue_job child WHERE child.parent_id = job.id OFFSET 0)
+          OR EXISTS (SELECT FROM queue_job_dependency_rel WHERE dependency_id = job.id OFFSET 0),
           {_RANK.replace("scheduled_at", "job.scheduled_at")}::text, locked.oldest
 """
 

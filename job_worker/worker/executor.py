@@ -64,7 +64,6 @@ class Executor:
         """Bring an attempt to its end, whatever that is. Raises nothing."""
         threading.current_thread().dbname = self._db_name
         try:
-            _await_start(attempt)
             error = self._try(attempt)
             for tries in range(1, MAX_CONFLICTS + 1):
                 if not isinstance(error, CONFLICTS) or attempt.reason:
@@ -101,6 +100,7 @@ class Executor:
             attempt.registry = registry = Registry(self._db_name)
             cr = self._cursor()
             cr.begin(claim)
+            _await_start(attempt)
             result = self._call(attempt, cr)
             if not attempt.settle():
                 raise AttemptLostError
@@ -191,7 +191,7 @@ class Executor:
         try:
             queries.read_committed(cr)
             yield cr
-            cr.commit()
+            cr.commit()  # pylint: disable=invalid-commit
         finally:
             _close(cr)
 
@@ -252,7 +252,6 @@ def _await_start(attempt):
     """
     if attempt.claim.throttled:
         time.sleep(max(attempt.claim.claimed_at + START_AFTER_CLAIM_SECONDS - time.monotonic(), 0))
-        attempt.began = time.monotonic()
 
 
 def _close(cr, discard=False):

@@ -142,7 +142,7 @@ export class JobDashboard extends Component {
                 "fa-exclamation-circle",
                 "danger",
                 _t("Failed"),
-                _t("Out of tries. Opens them by the error they have in common."),
+                _t("Out of tries. Opens them by error."),
                 numbers.failed,
                 () => this.openErrors()
             ),

@@ -1,7 +1,8 @@
-"""procrastinate, in the peers' venv: an agent, or with `work` a worker. `agent_procrastinate.py DATABASE [work]`."""
+"""procrastinate, in the peers' venv: a driver, or with `work` a worker. `driver_procrastinate.py DATABASE [work]`."""
 
 import asyncio
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -9,11 +10,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 
-from bench.agent import serve
+from bench.driver import serve
 
 database, *mode = sys.argv[1:]
 worker_app = App(connector=PsycopgConnector(conninfo=f"dbname={database}"))
-clock_file = Path(f"/tmp/{database}.clock")
+clock_file = Path(tempfile.gettempdir()) / f"{database}.clock"
 
 
 @worker_app.task(name="nothing")

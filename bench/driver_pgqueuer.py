@@ -1,8 +1,9 @@
-"""pgqueuer, in the peers' venv: an agent, or with `work` a worker. `agent_pgqueuer.py DATABASE [work]`."""
+"""pgqueuer, in the peers' venv: a driver, or with `work` a worker. `driver_pgqueuer.py DATABASE [work]`."""
 
 import asyncio
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import uvloop
 from pgqueuer import PgQueuer
 from pgqueuer.queries import Queries
 
-from bench.agent import serve
+from bench.driver import serve
 
-BATCH = 100  # of its own benchmark's order: larger ones gain nothing more here
+BATCH = 100
 
 database, *mode = sys.argv[1:]
-clock_file = Path(f"/tmp/{database}.clock")
+clock_file = Path(tempfile.gettempdir()) / f"{database}.clock"
 
 
 def connect():

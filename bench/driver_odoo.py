@@ -1,4 +1,4 @@
-"""Agent of an Odoo queue, job_worker or OCA queue_job: `python -m bench.agent_odoo DATABASE QUEUE`."""
+"""Driver of an Odoo queue, job_worker or OCA queue_job: `python -m bench.driver_odoo DATABASE QUEUE`."""
 
 import sys
 import time
@@ -8,23 +8,19 @@ from odoo.modules.module import initialize_sys_path
 from odoo.modules.registry import Registry
 from odoo.tools import config
 
-from bench.agent import serve
+from bench.driver import serve
 from bench.jobs import ARGUMENTS, METHODS, TARGET
 
 RESULT_POLL_SECONDS = 0.005
+FUNCTIONS = ("enqueue", "spread", "ledger", "one_by_one", "one_each", "group", "latency")
 
 
 def main() -> None:
     database, queue = sys.argv[1:]
     config.parse_config([], setup_logging=False)
     initialize_sys_path()
-    agent = OdooAgent(database, queue)
-    serve(
-        {
-            name: getattr(agent, name)
-            for name in ("enqueue", "spread", "ledger", "one_by_one", "one_each", "group", "latency")
-        }
-    )
+    driver = OdooAgent(database, queue)
+    serve({name: getattr(driver, name) for name in FUNCTIONS})
 
 
 class OdooAgent:
@@ -105,7 +101,7 @@ class OdooAgent:
             return time.perf_counter() - begin
 
     def latency(self, count: int) -> list[list[float]]:
-        """For each of `count` jobs, seconds from the begin and from the return of the commit to the method's first line.
+        """For each of `count` jobs, seconds from the begin and the return of the commit to the method's first line.
 
         Each is stored when the one before has ended and the worker is idle.
         """

@@ -21,13 +21,13 @@ def serve(functions: dict[str, Callable]) -> None:
         print(json.dumps(functions[name](*arguments)), file=answers, flush=True)
 
 
-class Agent:
-    """The other side of `serve`: `agent("name", …)` calls a function there."""
+class Driver:
+    """The other side of `serve`: `driver("name", …)` calls a function there."""
 
     def __init__(self, process: subprocess.Popen):
         self._process = process
         if self._answer() != READY:
-            raise RuntimeError(f"no agent: {process.args}")
+            raise RuntimeError(f"no driver: {process.args}")
 
     def __call__(self, name: str, *arguments):
         print(json.dumps([name, arguments]), file=self._process.stdin, flush=True)
@@ -36,13 +36,13 @@ class Agent:
     def _answer(self):
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the agent ended: {self._process.args}, its messages are in the log")
+            raise RuntimeError(f"the driver ended: {self._process.args}, its messages are in the log")
         return json.loads(line)
 
 
 @contextmanager
-def agent(command: list, environment: dict[str, str], log) -> Iterator[Agent]:
-    """An agent for as long as the block runs.
+def driver(command: list, environment: dict[str, str], log) -> Iterator[Driver]:
+    """A driver for as long as the block runs.
 
     `log` is the file for what it says besides its answers.
     """
@@ -55,7 +55,7 @@ def agent(command: list, environment: dict[str, str], log) -> Iterator[Agent]:
         encoding="utf-8",
     ) as process:
         try:
-            yield Agent(process)
+            yield Driver(process)
         finally:
             process.stdin.close()
             process.wait(30)
