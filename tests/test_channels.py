@@ -169,6 +169,18 @@ def test_jobs_that_become_claimable_behind_the_horizon_are_found(db, listen):
         snapshot.close()
 
 
+def test_short_jobs_claimed_ahead_do_not_starve_a_better_job_of_a_narrow_channel(db):
+    """With one thread that always has something waiting, a job that can't be claimed ahead must get its turn."""
+    db.enqueue("job_ledger", [(f"root:{number}", 0.02) for number in range(3000)])
+    with worker_thread(db, concurrency=1, listen=False) as worker:
+        wait_until(lambda: worker.pool.has_waiting, what="jobs are claimed ahead")
+        db.enqueue_one("job_ledger", "narrow", channel="narrow", priority=1)
+        wait_until(lambda: runs(db, "narrow"), 15, "the better job runs")
+        left = db.query("SELECT id FROM queue_job WHERE state = 'pending'")
+        assert left, "it ran before the others, not after them"
+        move_all(db, "cancel", left)
+
+
 def test_a_long_job_keeps_nothing_back_that_was_claimed_ahead(db):
     """Short jobs are claimed ahead of the threads; when a long one comes between, another worker gets them."""
     db.enqueue("job_nothing", [()] * 300)

@@ -111,7 +111,8 @@ WITH channel AS MATERIALIZED (
             WHERE {_CLAIMABLE} AND queue_job.channel = channel.channel
               AND (priority, {_RANK}, id) >= (channel.priority, channel.rank, channel.id)
             ORDER BY {_ORDER}
-            LIMIT greatest(0, least(seats, starts_left, CASE WHEN ample THEN %(count)s ELSE %(free)s END))
+            -- one more than there are free threads, to know that it is there
+            LIMIT greatest(0, least(seats, starts_left, CASE WHEN ample THEN %(count)s ELSE %(free)s + 1 END))
            ) job
      ORDER BY place
      LIMIT %(count)s
