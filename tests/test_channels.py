@@ -8,6 +8,7 @@ import pytest
 from tests.harness import Worker, wait_until, worker_thread  # first: it puts the addons on the path
 
 from odoo.addons.job_worker.lifecycle import move  # isort: skip
+from odoo.addons.job_worker.queries import read_committed  # isort: skip
 
 
 def set_limit(db, channel, limit, rate_limit=0):
@@ -19,8 +20,9 @@ def set_limit(db, channel, limit, rate_limit=0):
 
 
 def move_all(db, transition, rows):
-    """Take the jobs in rows of ids through a transition."""
+    """Take the jobs in rows of ids through a transition, while workers may be claiming some of them."""
     with db.env() as env:
+        read_committed(env.cr)
         move(env.cr, transition, [job_id for (job_id,) in rows])
 
 
