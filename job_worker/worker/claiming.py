@@ -17,7 +17,7 @@ import time
 from ..lifecycle import NOW, TRANSITIONS, wake_workers
 from ..queries import prepared_statement
 
-DISCOVER_SECONDS = 1.0
+DISCOVER_SECONDS = 0.0
 MAX_KNOWN_CHANNELS = 200
 _LOCK_SPACE = 0x6A6F62  # "job": first key of the advisory locks of channels
 
