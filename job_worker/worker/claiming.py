@@ -17,6 +17,7 @@ import time
 from ..lifecycle import NOW, TRANSITIONS, wake_workers
 from ..queries import prepared_statement
 
+# How long to go on from the horizons before all channels are looked for again; 0 looks for them at every claim.
 DISCOVER_SECONDS = 0.0
 MAX_KNOWN_CHANNELS = 200
 _LOCK_SPACE = 0x6A6F62  # "job": first key of the advisory locks of channels
