@@ -36,16 +36,28 @@ def settle(cr, ids):
     :param ids: jobs that may have become ready, failed or cancelled
     """
     while ids:
-        decisions = {}
-        for job_id, state, run_on_failure, parents in queries.undecided_with_parents(cr, ids):
-            if decision := verdict(state, run_on_failure, parents):
-                decisions.setdefault(decision, []).append(job_id)
+        decisions = _decide(cr, ids)
+        if decisions:
+            # Who requeues a parent locks its children too. So look again under the lock: a parent that had ended
+            # may have been put back meanwhile.
+            ids = [job_id for job_ids in decisions.values() for job_id in job_ids]
+            queries.lock_jobs(cr, ids)
+            decisions = _decide(cr, ids)
         ended = []
         for (transition, parent_id), job_ids in decisions.items():
             moved = move(cr, transition, job_ids, parent_id=parent_id, exc_info=f"Parent job {parent_id} failed")
             if transition != "promote":
                 ended += moved
         ids = queries.children_of(cr, ended) if ended else []
+
+
+def _decide(cr, ids):
+    """What follows for jobs from the states of their parents: ``{(transition, parent id): job ids}``."""
+    decisions = {}
+    for job_id, state, run_on_failure, parents in queries.undecided_with_parents(cr, ids):
+        if decision := verdict(state, run_on_failure, parents):
+            decisions.setdefault(decision, []).append(job_id)
+    return decisions
 
 
 def settle_children(cr, ids):
@@ -76,6 +88,7 @@ def _revive(cr, ids):
     """Take jobs that their parents had decided, and those after them, back to waiting."""
     revived = []
     while ids:
+        queries.lock_jobs(cr, ids)  # see settle()
         states = queries.decided_by_parents(cr, ids)
         ended = [job_id for job_id, state in states.items() if state in ENDED]
         ready = [job_id for job_id, state in states.items() if state not in ENDED and state != WAITING]

@@ -42,6 +42,14 @@ def read_committed(cr):
     cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
 
+def set_for_transaction(cr, settings):
+    """Change settings of the server until the end of the transaction.
+
+    :param dict settings: values by name
+    """
+    cr.execute("; ".join(f"SET LOCAL {name} = '{value}'" for name, value in settings.items()))
+
+
 def prepare_job_table(cr):
     """What the ORM does not make: the numbers of claims, and settings of the table."""
     cr.execute("CREATE SEQUENCE IF NOT EXISTS queue_job_claim_seq")
@@ -183,6 +191,14 @@ def children_of(cr, ids):
     return [row[0] for row in cr.fetchall()]
 
 
+def lock_jobs(cr, ids):
+    """Keep others from changing jobs until the end of the transaction; by key, in the order of ids.
+
+    In a transaction at REPEATABLE READ this fails to serialise where one was changed since it began.
+    """
+    cr.execute("SELECT FROM queue_job WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", (list(ids),))
+
+
 def undecided_with_parents(cr, ids):
     """Of ``ids``, the jobs whose state their parents may still decide, with the states of these parents; by key.
 
@@ -296,6 +312,9 @@ def put_first(cr, ids):
 
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ"
+BEGIN_BOOKKEEPING = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# What a job that failed may leave in its session: settings, and locks that it had no chance to release.
+FORGET_SESSION = "RESET ALL; SELECT pg_advisory_unlock_all()"
 
 # The end of a successful attempt, by key. If the attempt does not own the job any more there is no row, and the
 # division by their number fails: what follows in the same string, the COMMIT, is not reached then.
@@ -476,6 +495,13 @@ def claimed_by(cr, name):
     """The started jobs of a worker, ``{job id: claim_seq}``; index: queue_job_running_idx."""
     cr.execute("SELECT id, claim_seq FROM queue_job WHERE state = 'started' AND worker_id = %s", (name,))
     return dict(cr.fetchall())
+
+
+def ended_sessions(cr, pids):
+    """Which of these sessions the server does not have any more."""
+    pids = set(filter(None, pids))
+    cr.execute("SELECT pid FROM pg_stat_get_activity(NULL) WHERE pid = ANY(%s)", (list(pids),))
+    return pids - {pid for (pid,) in cr.fetchall()}
 
 
 def terminate_backend(cr, pid):

@@ -33,3 +33,24 @@ def test_a_process_over_the_hard_limit_is_killed_and_its_job_says_so(db):
         assert worker.logged("worker process killed") == 2
         healthy = db.enqueue_one("job_ledger", "healthy")
         db.wait_for_state(healthy, "done")
+
+
+def test_a_long_job_of_the_old_code_finishes_beside_the_new_program(db):
+    """After an upgrade the supervisor executes itself anew, and knows the process that still runs a job."""
+    slow = db.enqueue_one("job_ledger", "slow", 12)
+    with Worker(db) as worker:
+        db.wait_for_state(slow, "started")
+        (old,) = worker.children()
+        with db.env() as env:
+            env.registry.registry_invalidated = True
+            env.registry.signal_changes()
+        db.enqueue("job_ledger", [(key,) for key in keys(20)])
+        wait_until(lambda: worker.logged("starts anew"), what="a new program")
+        wait_until(lambda: db.unfinished() == 1, what="the new process works")
+        assert db.job(slow)["state"] == "started"
+        db.wait_for_state(slow, "done")
+        wait_until(lambda: old not in worker.children(), what="the old process leaves")
+        assert len(worker.children()) == 1
+        assert worker.stop() == 0
+    db.count(["slow", *keys(20)]).check()
+    assert db.value("SELECT max(attempts) FROM queue_job") == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tools import debian, postgres
 from tools.console import Problem, run, say
-from tools.paths import BIN, CACHE, CHROMIUM, CONF, DATA, DEV, ODOO, ODOO_BIN, PYTHON, ROOT, VENV, odoo_home
+from tools.paths import BIN, CACHE, CHROMIUM, CONF, DATA, DEV, ODOO, ODOO_BIN, PGBOUNCER, PYTHON, ROOT, VENV, odoo_home
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 NEEDED_GB = 3
@@ -114,9 +114,30 @@ def fetch_chromium() -> None:
     write_chromium()
 
 
+def fetch_pgbouncer() -> None:
+    """Put a `pgbouncer` for the tests behind a pooler into `.dev/bin`, where the machine has none."""
+    path = os.environ["PATH"].replace(f"{BIN}:", "")
+    if shutil.which("pgbouncer", path=path):
+        return
+    if not debian.is_debian():
+        raise Problem("There is no pgbouncer on the PATH: install it to run the tests behind a pooler.")
+    with locked("pgbouncer"), step(PGBOUNCER) as wanted:
+        if wanted:
+            debian.unpack(["pgbouncer"], debian.mirror()[1], PGBOUNCER, dependencies=True)
+    write(
+        BIN / "pgbouncer",
+        f'#!/bin/sh\nLD_LIBRARY_PATH="{libraries(PGBOUNCER)}" exec "{PGBOUNCER}/usr/sbin/pgbouncer" "$@"\n',
+        mode=0o755,
+    )
+
+
+def libraries(folder: Path) -> str:
+    """The folders below `folder` that hold shared libraries, as the loader wants them."""
+    return ":".join(sorted({str(path.parent) for path in folder.rglob("*.so*")}))
+
+
 def write_chromium() -> None:
     """Write `.dev/bin/chromium`, which finds its libraries and fonts in `.dev/`."""
-    libraries = ":".join(sorted({str(path.parent) for path in CHROMIUM.rglob("*.so*")}))
     fonts = CHROMIUM / "fonts.conf"
     write(
         fonts,
@@ -127,7 +148,7 @@ def write_chromium() -> None:
     write(
         BIN / "chromium",
         "#!/bin/sh\n"
-        f'export LD_LIBRARY_PATH="{libraries}" FONTCONFIG_FILE="{fonts}"\n'
+        f'export LD_LIBRARY_PATH="{libraries(CHROMIUM)}" FONTCONFIG_FILE="{fonts}"\n'
         f'export XDG_CACHE_HOME="{CACHE}" XDG_CONFIG_HOME="{CACHE}"\n'
         f'exec "{CHROMIUM}/usr/lib/chromium/chromium" "$@"\n',
         mode=0o755,

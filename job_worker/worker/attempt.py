@@ -62,6 +62,7 @@ class Attempt:
         self.backend_pid = None
         self.registry = None
         self._connection = None
+        self._line = None
         self._thread_id = threading.get_ident()
         self._lock = threading.Lock()
         self._interruptible = False
@@ -76,15 +77,18 @@ class Attempt:
     def overdue(self):
         return self._interruptible and 0 < self.claim.timeout <= self.duration
 
-    def enter(self, connection):
-        """Begin the part that can be interrupted; ``connection`` is the one the job's queries run on.
+    def enter(self, connection, line):
+        """Begin the part that can be interrupted.
 
+        :param connection: the one the job's queries run on
+        :param line: its :class:`~.connection.Line`
         :raise Interrupted: it was asked to stop before
         """
         with self._lock:
             if self._connection is None:
                 self.began = time.monotonic()  # waiting for a registry or a connection is not the job's time
             self._connection = connection
+            self._line = line
             self.backend_pid = connection.get_backend_pid()
             if self.reason:
                 raise Interrupted(self.reason)
@@ -119,6 +123,12 @@ class Attempt:
             # else, because the connection of an interrupted attempt is closed.
             threading.Thread(target=_cancel_query, args=(self._connection,), daemon=True).start()
             return True
+
+    def cut(self, backend_pid):
+        """Let the job find its connection broken, if it is the one to this session, which is gone."""
+        with self._lock:
+            if self._interruptible and self.backend_pid == backend_pid:
+                self._line.cut()
 
     def settle(self):
         """End what may be interrupted or abandoned, to write how the attempt ends.

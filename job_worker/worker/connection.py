@@ -1,26 +1,39 @@
-"""Connections of the worker's own, apart from those that jobs run on."""
+"""Connections of the worker's own, apart from those that jobs run on; what tells that a connection is lost."""
 
+import contextlib
+import os
 import random
+import socket
+import time
 from contextlib import contextmanager
 
 import psycopg2
 from odoo.sql_db import connection_info_for
 from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
 
+from .. import queries
+
 # Without answer for this long, a connection counts as broken; a transaction left open that long by a frozen process
 # loses its locks.
-_DEAD_AFTER_SECONDS = 15
-_OPTIONS = {
+DEAD_AFTER_SECONDS = 15
+KEEPALIVES = {
     "keepalives_idle": 5,
     "keepalives_interval": 5,
     "keepalives_count": 2,
-    "tcp_user_timeout": _DEAD_AFTER_SECONDS * 1000,
+    "tcp_user_timeout": DEAD_AFTER_SECONDS * 1000,
     "connect_timeout": 10,
-    # A claim or a heartbeat lost in a crash of the server is as if it had not been made: no need to wait for the disk.
-    # Plans are to go by the indexes whatever the statistics say: they may be of a queue that was empty.
-    "options": "-c synchronous_commit=off -c enable_seqscan=off -c enable_bitmapscan=off"
-    f" -c idle_in_transaction_session_timeout={_DEAD_AFTER_SECONDS}s -c statement_timeout=60s",
 }
+"""For libpq: a host that is gone is noticed within seconds, not within the hours that the system's defaults take."""
+# A claim or a heartbeat lost in a crash of the server is as if it had not been made: no need to wait for the disk.
+# Plans are to go by the indexes whatever the statistics say: they may be of a queue that was empty.
+_SETTINGS = {
+    "synchronous_commit": "off",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "idle_in_transaction_session_timeout": f"{DEAD_AFTER_SECONDS}s",
+    "statement_timeout": "60s",
+}
+_SESSION_OPTIONS = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
 
@@ -39,19 +52,42 @@ def is_trouble(error):
     return broken or (error.pgcode or "").startswith(_TROUBLE_CODES)
 
 
+class Line:
+    """The socket of a connection, to be cut by another thread than the one that waits for an answer on it.
+
+    :param connection: of psycopg2
+    """
+
+    def __init__(self, connection):
+        # of our own: the number of psycopg2's may be another file's by the time it is cut
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+
+    def cut(self):
+        """Let whoever waits for an answer find the connection broken."""
+        with contextlib.suppress(OSError):  # it is broken already
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self._socket.close()
+
+
 class Connection:
     """One connection to a database that is opened when it is needed, and opened again after it broke.
 
-    Not for several threads at once.
+    Not for several threads at once, but for :meth:`cut_if_silent`.
 
     :param str db_name: database
     :param on_open: called with a cursor each time the connection was opened
+    :param bool session: what is set stays set; a pooler may give each transaction another session
     """
 
-    def __init__(self, db_name, on_open=None):
+    def __init__(self, db_name, on_open=None, session=True):
         self._db_name = db_name
         self._on_open = on_open
+        self._session = session
         self._connection = None
+        self._line = None
+        self._waiting_since = None
 
     @property
     def is_open(self):
@@ -65,7 +101,10 @@ class Connection:
         """
         try:
             self.open()
-            with self._connection, self._connection.cursor() as cr:
+            with self._connection, self._connection.cursor(cursor_factory=_TimedCursor) as cr:
+                cr.on_send = self._note_sending
+                if not self._session:
+                    queries.set_for_transaction(cr, _SETTINGS)
                 yield cr
         except TROUBLE:
             self.close()
@@ -75,12 +114,26 @@ class Connection:
                 raise
             # now and then psycopg2 says no more than DatabaseError of a connection that broke
             raise psycopg2.OperationalError(str(error)) from error
+        finally:
+            self._waiting_since = None
+
+    def _note_sending(self):
+        self._waiting_since = time.monotonic()
+
+    def cut_if_silent(self, seconds):
+        """Break the connection if a statement has been waiting for its answer for so long. For any thread."""
+        since, line = self._waiting_since, self._line
+        if since and line and time.monotonic() - since > seconds:
+            line.cut()
 
     def open(self):
         if not self.is_open:
+            self.close()
             _name, info = connection_info_for(self._db_name)
-            self._connection = psycopg2.connect(**_OPTIONS, **info)
+            options = {"options": _SESSION_OPTIONS} if self._session else {}
+            self._connection = psycopg2.connect(**KEEPALIVES, **options, **info)
             self._connection.set_session(isolation_level=ISOLATION_LEVEL_READ_COMMITTED)
+            self._line = Line(self._connection)
             if self._on_open:
                 with self._connection, self._connection.cursor() as cr:
                     self._on_open(cr)
@@ -89,6 +142,9 @@ class Connection:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
     def fileno(self):
         """For ``select``: readable when a notification may have come."""
@@ -106,6 +162,16 @@ class Connection:
             raise
         arrived, self._connection.notifies[:] = list(self._connection.notifies), []
         return arrived
+
+
+class _TimedCursor(psycopg2.extensions.cursor):
+    """Tells before each statement that it is sent; what follows the last one is the end of the transaction."""
+
+    on_send = None
+
+    def execute(self, query, parameters=None):
+        self.on_send()
+        return super().execute(query, parameters)
 
 
 class Backoff:

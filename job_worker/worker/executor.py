@@ -80,7 +80,7 @@ class Executor:
     def release(self):
         """Close the connection of the calling thread, which has nothing to do."""
         cr, self._slot.cr = getattr(self._slot, "cr", None), None
-        _close(cr)
+        _discard(cr)
 
     def _cursor(self):
         """The calling thread's cursor."""
@@ -104,10 +104,13 @@ class Executor:
             result = self._call(attempt, cr)
             if not attempt.settle():
                 raise AttemptLostError
-            cr.finish(result, attempt.duration, begin_next=self._has_next())
+            cr.finish(result, attempt.duration, begin_next=self._has_next() and not claim.has_children)
         except BaseException as error:
             lost = cr is None or cr.broken or is_trouble(error)
-            _close(cr, discard=lost or bool(attempt.reason) or isinstance(error, errors.InvalidSqlStatementName))
+            if lost or attempt.reason or isinstance(error, errors.InvalidSqlStatementName):
+                _discard(cr)  # of an interrupt, a cancel may still be on its way to the connection
+            else:
+                _roll_back(cr)
             if attempt.registry is not None:
                 attempt.registry.reset_changes()
             return _DatabaseLostError(error) if lost else error
@@ -118,7 +121,7 @@ class Executor:
     def _call(self, attempt, cr):
         try:
             try:
-                attempt.enter(cr._cnx)
+                attempt.enter(cr._cnx, cr.line)
                 value = perform(cr, attempt.claim.uuid, attempt.claim.user_id, attempt.claim.payload)
                 cr.flush()
                 result = dump_result(value)
@@ -140,7 +143,7 @@ class Executor:
             cr.run_postcommit()
         except BaseException as error:
             events.after_done_failed(claim, error)
-            _close(cr)
+            _discard(cr)
         try:
             registry.signal_changes()
             if claim.has_children or time.monotonic() - claim.claimed_at > LATE_CHILDREN_SECONDS:
@@ -186,14 +189,14 @@ class Executor:
 
     @contextmanager
     def _transaction(self):
-        """Odoo cursor at READ COMMITTED, committed at the end."""
-        cr = Registry(self._db_name).cursor()
+        """Cursor of a transaction of the worker's, at READ COMMITTED, committed at the end."""
+        cr = self._cursor()
         try:
-            queries.read_committed(cr)
-            yield cr
-            cr.commit()  # pylint: disable=invalid-commit
-        finally:
-            _close(cr)
+            with cr.bookkeeping():
+                yield cr
+        except BaseException:
+            _discard(cr)
+            raise
 
 
 def write_end(cr, attempt, error, max_backoff):
@@ -254,12 +257,14 @@ def _await_start(attempt):
         time.sleep(max(attempt.claim.claimed_at + START_AFTER_CLAIM_SECONDS - time.monotonic(), 0))
 
 
-def _close(cr, discard=False):
-    """Close a cursor; with ``discard``, its connection too: an interrupt may still be on its way to it."""
-    if cr is None or cr.closed:
-        return
-    with contextlib.suppress(psycopg2.Error):
-        if discard:
-            cr.rollback()
-            cr._cnx.close()
-        cr.close()
+def _roll_back(cr):
+    try:
+        cr.rollback()
+    except Exception:
+        _discard(cr)
+
+
+def _discard(cr):
+    if cr is not None:
+        with contextlib.suppress(psycopg2.Error):
+            cr.discard()

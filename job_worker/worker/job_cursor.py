@@ -1,10 +1,13 @@
 """The cursor that jobs run on: open from job to job, each in a transaction of its own."""
 
+from contextlib import contextmanager
+
 from odoo.sql_db import Cursor, connection_info_for
 from psycopg2 import errors
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from .. import queries
+from .connection import KEEPALIVES, Line
 
 
 class AttemptLostError(Exception):
@@ -26,8 +29,9 @@ class JobCursor(Cursor):
 
     def __init__(self, pool, db_name, prepare=True):
         _name, info = connection_info_for(db_name)
-        super().__init__(pool, db_name, info)
+        super().__init__(pool, db_name, {**KEEPALIVES, **info})
         self._cnx.autocommit = True
+        self.line = Line(self._cnx)
         self._claim = None
         self._finish = queries.FINISH
         if prepare:
@@ -64,6 +68,20 @@ class JobCursor(Cursor):
         except errors.DivisionByZero as error:
             raise AttemptLostError from error
         self._forget_transaction()
+
+    @contextmanager
+    def bookkeeping(self):
+        """A transaction of the worker's, at READ COMMITTED, in place of whatever is open; committed at the end."""
+        self._forget_transaction()
+        self._send(f"ROLLBACK; {queries.FORGET_SESSION}; {queries.BEGIN_BOOKKEEPING}")
+        yield self
+        self._send("COMMIT")
+
+    def discard(self):
+        """Close the connection, without waiting for an answer on it; what the job registered for a rollback is called."""
+        self._cnx.close()
+        self.line.close()
+        self.rollback()
 
     def run_postcommit(self):
         """Call what the job registered to follow its commit; what that leaves uncommitted is dropped."""

@@ -9,7 +9,7 @@ import psutil
 from .. import queries
 from . import events, recovery
 from .attempt import CANCEL, LOST, TIMEOUT
-from .connection import TROUBLE, Connection
+from .connection import DEAD_AFTER_SECONDS, TROUBLE, Connection
 from .executor import write_end
 
 TICK_SECONDS = 0.5
@@ -25,11 +25,13 @@ class Monitor:
     needs the database.
 
     :param worker: the worker
+    :param bool session: see :class:`~.connection.Connection`
     """
 
-    def __init__(self, worker):
+    def __init__(self, worker, session=True):
         self._worker = worker
-        self._connection = Connection(worker.db_name)
+        self._session = session
+        self._connection = Connection(worker.db_name, session=session)
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(chore,), name=f"job_worker.{name}", daemon=True)
@@ -70,8 +72,10 @@ class Monitor:
     # --- deadlines ---------------------------------------------------------------------------------------------------
 
     def _enforce(self):
-        """Interrupt what is past its deadline, and give up on what does not react."""
+        """Interrupt what is past its deadline, and give up on what does not react, be it a job or the server."""
         now = time.monotonic()
+        for connection in (self._worker.connection, self._connection):
+            connection.cut_if_silent(max(DEAD_AFTER_SECONDS, self._worker.stale_after_seconds))
         for attempt in self._worker.pool.running():
             if attempt.overdue and not attempt.reason:
                 self._interrupt(attempt, TIMEOUT)
@@ -114,7 +118,7 @@ class Monitor:
             if not attempt.abandoned:
                 continue
             with self._connection.transaction() as cr:
-                if attempt.backend_pid:
+                if attempt.backend_pid and self._session:
                     queries.terminate_backend(cr, attempt.backend_pid)
                 ended = attempt.reason != LOST and write_end(cr, attempt, None, self._worker.max_backoff_seconds)
             self._abandoned.remove(attempt)
@@ -122,13 +126,17 @@ class Monitor:
                 recovery.settle_children(self._connection, [attempt.claim.id])
 
     def _check_attempts(self):
-        """Find running attempts whose job was cancelled, recovered or ended by somebody else."""
+        """Find running attempts whose job was cancelled, recovered or ended by somebody else, or whose session ended."""
         attempts = {a.claim.id: a for a in self._worker.pool.running() if a.duration > CHECK_ATTEMPTS_SECONDS}
         if not attempts:
             return
+        pids = {job_id: attempt.backend_pid for job_id, attempt in attempts.items()}
         with self._connection.transaction() as cr:
             states = queries.attempt_states(cr, {job_id: a.claim.claim_seq for job_id, a in attempts.items()})
+            gone = self._session and queries.ended_sessions(cr, pids.values())
         for job_id, attempt in attempts.items():
+            if gone and pids[job_id] in gone:
+                attempt.cut(pids[job_id])
             reason = LOST if job_id not in states else CANCEL if states[job_id] else None
             if reason and not attempt.reason:
                 self._interrupt(attempt, reason)

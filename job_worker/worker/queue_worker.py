@@ -101,7 +101,7 @@ class QueueWorker:
         self._pause_asked = False
         self._pause_reason = None
         self._buried = False
-        self._connection = Connection(db_name, self._prepare_connection)
+        self.connection = Connection(db_name, self._prepare_connection, session=listen)
         self._claiming = Claiming(prepared=listen)
         self._trouble = Backoff()
         self._lost = []
@@ -117,7 +117,7 @@ class QueueWorker:
             prepare=listen,
         )
         self.pool = Pool(concurrency, executor.run, self._wake, executor.release)
-        self._monitor = Monitor(self)
+        self._monitor = Monitor(self, session=listen)
 
     @property
     def state(self):
@@ -185,7 +185,7 @@ class QueueWorker:
 
     def _probe(self):
         """See whether jobs get connections: the worker's own may stand while no other can be opened."""
-        probe = Connection(self.db_name)
+        probe = Connection(self.db_name, session=False)
         probe.open()
         probe.close()
 
@@ -196,7 +196,7 @@ class QueueWorker:
 
     def _register(self):
         """Make the worker known, under a new name if it has none that lives; take stock of what it owns."""
-        with self._connection.transaction() as cr:
+        with self.connection.transaction() as cr:
             if self.name and queries.beat(cr, self.name, self.state, len(self.pool.running()), 0) is None:
                 self.name = None
             name = self.name or self._first_name or new_worker_name()
@@ -217,7 +217,7 @@ class QueueWorker:
         while self._predecessors:
             died, how = self._predecessors[-1]
             while recovery.recover_orphans(
-                self._connection, self.stale_after_seconds, self.max_backoff_seconds, buried=died, how=how
+                self.connection, self.stale_after_seconds, self.max_backoff_seconds, buried=died, how=how
             ):
                 pass
             self._predecessors.pop()
@@ -231,7 +231,7 @@ class QueueWorker:
 
     def _take_stock(self):
         """Write what is left to write of attempts whose connection broke; give back what was claimed unknowingly."""
-        with self._connection.transaction() as cr:
+        with self.connection.transaction() as cr:
             while self._lost:
                 claim, error = self._lost[0]
                 self._postpone(cr, claim, error)
@@ -278,7 +278,7 @@ class QueueWorker:
 
     def _claim(self, free, count):
         rows, registry_changed = [], False
-        with self._connection.transaction() as cr:
+        with self.connection.transaction() as cr:
             opened = self._claiming.open_channels(cr, self.name, count)
             due_in, channels, throttled, busy, queued, alive, modules_changing = opened
             if alive and channels and not modules_changing:
@@ -310,7 +310,7 @@ class QueueWorker:
         return wait if due_in is None else min(due_in, wait)
 
     def _mark_due(self):
-        with self._connection.transaction() as cr:
+        with self.connection.transaction() as cr:
             self._claiming.mark_due(cr)
 
     def _has_registry_changed(self, cr):
@@ -384,13 +384,13 @@ class QueueWorker:
 
         :raise psycopg2.Error: the connection broke
         """
-        if self._connection.is_open and self._hear():
+        if self.connection.is_open and self._hear():
             return
         while seconds > 0 and not self.stopping:
             nap = min(seconds, LONGEST_NAP_SECONDS)
-            watched = [self._wake_receiver, self._connection] if self._connection.is_open else [self._wake_receiver]
+            watched = [self._wake_receiver, self.connection] if self.connection.is_open else [self._wake_receiver]
             ready, _writable, _failed = select.select(watched, [], [], nap)
-            if self._connection in ready and self._hear():
+            if self.connection in ready and self._hear():
                 return
             if self._wake_receiver in ready:
                 self._wake_receiver.recv(4096)
@@ -402,7 +402,7 @@ class QueueWorker:
 
         :raise psycopg2.Error: the connection broke
         """
-        notifications = self._connection.notifications()
+        notifications = self.connection.notifications()
         for notification in notifications:
             self._claiming.hear(notification.payload)
         return bool(notifications)
@@ -413,7 +413,7 @@ class QueueWorker:
         """Make jobs claimable again that no thread has begun."""
         if not claims:
             return
-        with self._connection.transaction() as cr:
+        with self.connection.transaction() as cr:
             attempts.give_back_unbegun(cr, claims)
         events.jobs_given_back(claims, reason)
 
@@ -433,9 +433,9 @@ class QueueWorker:
         with contextlib.suppress(*TROUBLE):
             if self.name:
                 self._take_stock()
-                with self._connection.transaction() as cr:
+                with self.connection.transaction() as cr:
                     queries.unregister_worker(cr, self.name)
-        self._connection.close()
+        self.connection.close()
         self._wake_receiver.close()
         self._wake_sender.close()
         events.worker_stopped(self.name)

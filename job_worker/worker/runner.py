@@ -242,7 +242,7 @@ def databases_with_addon():
 def has_addon(db_name):
     """Whether a database has the addon installed, ``None`` if it could not be asked."""
     # not through Odoo's pool: there, closing what a database leaves open closes what its jobs run on too
-    connection = Connection(db_name)
+    connection = Connection(db_name, session=False)
     try:
         with connection.transaction() as cr:
             return queries.addon_is_installed(cr)
