@@ -5,10 +5,11 @@ import itertools
 import psycopg2
 import pytest
 
-from tests.harness import Worker, wait_until, worker_thread  # first: it puts the addons on the path
+from tests.harness import Worker, ticks, wait_until, worker_thread  # first: it puts the addons on the path
 
 from odoo.addons.job_worker.lifecycle import move  # isort: skip
 from odoo.addons.job_worker.queries import read_committed  # isort: skip
+from odoo.addons.job_worker.worker.pool import Pool  # isort: skip
 
 
 def set_limit(db, channel, limit, rate_limit=0):
@@ -181,6 +182,23 @@ def test_short_jobs_claimed_ahead_do_not_starve_a_better_job_of_a_narrow_channel
         left = db.query("SELECT id FROM queue_job WHERE state = 'pending'")
         assert left, "it ran before the others, not after them"
         move_all(db, "cancel", left)
+
+
+def test_a_better_job_for_which_others_went_back_stays_claimed(db, monkeypatch):
+    """What goes back is told to all workers, also to the one that gave it back; however late its threads wake up."""
+
+    def start_no_thread(pool):
+        pool._average = 0.001
+
+    monkeypatch.setattr(Pool, "start", start_no_thread)
+    db.enqueue("job_nothing", [()] * 20)
+    with worker_thread(db, concurrency=1) as worker:
+        wait_until(lambda: worker.pool.has_waiting, what="jobs are claimed ahead")
+        better = db.enqueue_one("job_nothing", channel="narrow", priority=1)
+        db.wait_for_state(better, "started")
+        db.enqueue_one("job_nothing", channel="narrow", priority=1)  # as good, and there is no room for it
+        claims = {db.value("SELECT claim_seq FROM queue_job WHERE id = %s", better) for _tick in ticks(2, 0.1)}
+        assert len(claims) == 1, f"claimed {len(claims)} times"
 
 
 def test_a_long_job_keeps_nothing_back_that_was_claimed_ahead(db):

@@ -18,7 +18,7 @@ from ..lifecycle import NOW, TRANSITIONS, wake_workers
 from ..queries import prepared_statement
 
 # How long to go on from the horizons before all channels are looked for again; 0 looks for them at every claim.
-DISCOVER_SECONDS = 0.0
+DISCOVER_SECONDS = 1.0
 MAX_KNOWN_CHANNELS = 200
 _LOCK_SPACE = 0x6A6F62  # "job": first key of the advisory locks of channels
 
@@ -208,10 +208,10 @@ class Claiming:
         if not payload:
             self.forget()
 
-    def heard_better_than(self, priority):
-        """Whether a job of a better priority became claimable since the last call."""
+    def take_best_heard(self):
+        """The best priority among the jobs that became claimable since the last call, ``None`` if there were none."""
         best, self._best_heard = self._best_heard, None
-        return best is not None and best < priority
+        return best
 
     def open_channels(self, cr, worker, count):
         """Lock the channels that the best ``count`` jobs are in, until the end of the transaction.

@@ -78,7 +78,7 @@ class JobCursor(Cursor):
         self._send("COMMIT")
 
     def discard(self):
-        """Close the connection, without waiting for an answer on it; what the job registered for a rollback is called."""
+        """Close the connection without waiting for an answer on it; what was registered for a rollback is called."""
         self._cnx.close()
         self.line.close()
         self.rollback()

@@ -126,7 +126,7 @@ class Monitor:
                 recovery.settle_children(self._connection, [attempt.claim.id])
 
     def _check_attempts(self):
-        """Find running attempts whose job was cancelled, recovered or ended by somebody else, or whose session ended."""
+        """Find running attempts whose job was cancelled, recovered or ended by others, or whose session ended."""
         attempts = {a.claim.id: a for a in self._worker.pool.running() if a.duration > CHECK_ATTEMPTS_SECONDS}
         if not attempts:
             return

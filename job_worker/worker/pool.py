@@ -66,11 +66,6 @@ class Pool:
     def has_waiting(self):
         return bool(self._waiting)
 
-    def worst_waiting_priority(self):
-        """The highest number among the priorities of what no thread has begun, ``None`` if there is nothing."""
-        with self._changed:
-            return max((claim.priority for claim in self._waiting), default=None)
-
     def submit(self, claims):
         with self._changed:
             self._waiting.extend(claims)
@@ -88,10 +83,11 @@ class Pool:
             known.update((attempt.claim.id, attempt.claim.claim_seq) for attempt in self._running.values())
             return known
 
-    def take_waiting(self, longer_than=None):
+    def take_waiting(self, longer_than=None, worse_than=None):
         """Take back what no thread has begun.
 
         :param float longer_than: only if all threads are busy with jobs they began that many seconds ago
+        :param int worse_than: only jobs of a worse priority
         """
         with self._changed:
             if longer_than is not None and (
@@ -99,8 +95,8 @@ class Pool:
                 or any(attempt.duration < longer_than for attempt in self._running.values())
             ):
                 return []
-            claims = list(self._waiting)
-            self._waiting.clear()
+            claims = [claim for claim in self._waiting if worse_than is None or claim.priority > worse_than]
+            self._waiting = deque(claim for claim in self._waiting if claim not in claims)
             return claims
 
     def abandon(self, attempt):

@@ -266,9 +266,10 @@ class QueueWorker:
             self._take_stock()
             self._probe()
         self._give_back(self.pool.take_waiting(longer_than=GIVE_BACK_AFTER_SECONDS), "the threads are busy")
-        worst = self.pool.worst_waiting_priority()
-        if worst is not None and self._claiming.heard_better_than(worst):
-            self._give_back(self.pool.take_waiting(), "better jobs have come")
+        best = self._claiming.take_best_heard()
+        if best is not None:
+            # Only what is worse: what goes back is heard of here too, and must not send itself round and round.
+            self._give_back(self.pool.take_waiting(worse_than=best), "better jobs have come")
         free, count = self.pool.demand()
         if self._is_paused():
             return self.poll_timeout
