@@ -209,6 +209,13 @@ class Delayable(_Part):
     :param options: see :meth:`~odoo.addons.job_worker.models.base.Base.with_delay`
     """
 
+    # those of DEFAULTS, until they are set
+    priority = DEFAULT_PRIORITY
+    channel = DEFAULT_CHANNEL
+    max_retries = DEFAULT_MAX_RETRIES
+    timeout = DEFAULT_TIMEOUT
+    eta = scheduled_at = identity_key = description = None
+
     def __init__(self, recordset, **options):
         self.recordset = recordset
         self.model_name = recordset._name
@@ -218,9 +225,8 @@ class Delayable(_Part):
         self._parents = {}
         self._children = {}
         self._settled = False
-        for name, default in DEFAULTS.items():
-            setattr(self, name, default)
-        self.set(options)
+        if options:
+            self.set(options)
 
     def set(self, *dicts, **options):
         """Change options, given as one dictionary or as keywords.
@@ -378,7 +384,8 @@ class DelayableRecordset:
     __slots__ = ("_options", "_recordset")
 
     def __init__(self, recordset, **options):
-        check_options(options)
+        if options:
+            check_options(options)
         self._recordset = recordset
         self._options = options
 

@@ -6,7 +6,8 @@ primary key.
 # pylint: disable=sql-injection
 # what is formatted into statements are constants of this package
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from io import StringIO
 
 from odoo.tools import SQL
 
@@ -111,11 +112,65 @@ def reserve_job_ids(cr, count):
 
 
 def insert_jobs(cr, rows):
-    """Insert jobs and the dependencies among them in two statements at most.
+    """Insert jobs and the dependencies among them in three statements at most.
 
     :param rows: dicts as :meth:`QueueJob._job_values` makes them, with their place in the graph
     :return: ids of the inserted jobs; fewer than rows where an identity key is taken
     """
+    ids = _copy_rows(cr, rows) if _can_be_copied(rows) else _insert_rows(cr, rows)
+    if len(ids) == len(rows):
+        pairs = zip(ids, rows, strict=True)
+        edges = [(job_id, parent) for job_id, row in pairs for parent in row["dependency_job_ids"]]
+        if edges:
+            cr.execute(
+                "INSERT INTO queue_job_dependency_rel (job_id, dependency_id)"
+                " SELECT * FROM unnest(%s::int[], %s::int[])",
+                tuple(map(list, zip(*edges, strict=True))),
+            )
+    return ids
+
+
+_COPIED_TYPES = (str, int, float, date, type(None))
+
+
+def _can_be_copied(rows):
+    """Whether ``COPY`` can do it: ids are known, no identity keys, the same simple values of other addons."""
+    return (
+        all(row.get("id") and not row["identity_key"] for row in rows)
+        and len({tuple(row.get("extra", ())) for row in rows}) == 1
+        and all(isinstance(value, _COPIED_TYPES) for row in rows for value in row.get("extra", {}).values())
+    )
+
+
+def _copy_rows(cr, rows):
+    """Insert rows with reserved ids, in a third of the time that ``INSERT`` takes to parse and plan as many values."""
+    cr.execute(f"SELECT {NOW}, {_NOW_IN_TRANSACTION}")
+    clock, now = cr.fetchone()
+    fixed = {"attempts": 0, "cancel_requested": False, "database_failures": 0, "create_date": now, "write_date": now}
+    columns = (*INSERT_COLUMNS, *rows[0].get("extra", ()))
+    lines = []
+    for row in rows:
+        moment = row["scheduled_at"] if row["delay"] is None else clock + timedelta(seconds=row["delay"])
+        is_due = row["state"] == "pending" and (not moment or moment <= clock)
+        computed = {"scheduled_at": moment, "is_due": is_due, "write_uid": row["create_uid"]}
+        values = {**fixed, **row, **computed, **row.get("extra", {})}
+        lines.append("\t".join([_copy_text(values[name]) for name in columns]))
+    quoted = ", ".join(f'"{name}"' for name in columns)
+    cr.copy_expert(f"COPY queue_job ({quoted}) FROM STDIN", StringIO("\n".join(lines)))
+    return [row["id"] for row in rows]
+
+
+def _copy_text(value):
+    """A value in the text format of ``COPY``."""
+    if value is None:
+        return r"\N"
+    if not isinstance(value, str):
+        return str(value)
+    # several times faster than str.translate()
+    return value.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n").replace("\r", r"\r")
+
+
+def _insert_rows(cr, rows):
     extra_columns = sorted({name for row in rows for name in row.get("extra", ())})
     tuples, params = [], []
     for row in rows:
@@ -129,17 +184,7 @@ def insert_jobs(cr, rows):
         f"{_ON_IDENTITY_CONFLICT if keyed else ''} RETURNING id",
         params,
     )
-    ids = [row[0] for row in cr.fetchall()]
-    if len(ids) == len(rows):
-        pairs = zip(ids, rows, strict=True)
-        edges = [(job_id, parent) for job_id, row in pairs for parent in row["dependency_job_ids"]]
-        if edges:
-            cr.execute(
-                "INSERT INTO queue_job_dependency_rel (job_id, dependency_id)"
-                " SELECT * FROM unnest(%s::int[], %s::int[])",
-                tuple(map(list, zip(*edges, strict=True))),
-            )
-    return ids
+    return [row[0] for row in cr.fetchall()]
 
 
 def _insert_row(row, extra_columns):

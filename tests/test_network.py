@@ -1,7 +1,7 @@
 """Connections that go dead without a word, and poolers that give every transaction another session."""
 
 from tests.faults import keys
-from tests.harness import Worker, wait_until
+from tests.harness import Worker
 from tests.middlemen import Network, pgbouncer
 
 

@@ -97,10 +97,7 @@ class QueueJob(models.Model):
         :param nodes: all its :class:`~odoo.addons.job_worker.delay.Delayable`
         :return: their jobs, parents before children
         """
-        try:
-            order = list(TopologicalSorter({node: list(node._parents) for node in nodes}).static_order())
-        except CycleError as error:
-            raise ValueError(f"the graph of jobs has a cycle: {' -> '.join(map(str, error.args[1]))}") from error
+        order = _parents_first(nodes)
         values = {node: self._job_values(node) for node in order}
         graph_uuid = str(uuid4()) if len(order) > 1 else None
         known = self._existing_jobs(values.values())
@@ -288,6 +285,15 @@ class QueueJob(models.Model):
             precommit.data["job_worker.wake"] = True
             best = precommit.data.setdefault("job_worker.claimable", {})
             precommit.add(lambda: wake_workers(self.env.cr, [(channel, *key) for channel, key in best.items()]))
+
+
+def _parents_first(nodes):
+    if not any(node._parents for node in nodes):
+        return nodes
+    try:
+        return list(TopologicalSorter({node: list(node._parents) for node in nodes}).static_order())
+    except CycleError as error:
+        raise ValueError(f"the graph of jobs has a cycle: {' -> '.join(map(str, error.args[1]))}") from error
 
 
 # What says what a job is, where it stands and in which graph: not for _job_store_values().

@@ -1,3 +1,4 @@
+from datetime import datetime, timedelta
 from unittest.mock import patch
 
 from .case import JobCase
@@ -49,6 +50,50 @@ class TestStatements(JobCase):
         self.assertEqual(jobs[5000:9999].parent_id, jobs[4999])
         self.assertEqual(len(jobs[9999].dependency_job_ids), 4999)
         self.assertEqual(set(jobs.mapped("test_tag")), {"many"})
+
+
+class TestOneAndMany(JobCase):
+    """Many jobs are stored in another way than one: what is stored must be the same."""
+
+    # of the job itself, of its place in the graph, or of the moment
+    OWN = {"id", "uuid", "graph_uuid", "scheduled_at"}
+    TEXTS = ("plain", "tab\tnew\nline\rreturn", "back\\slash", r"\N", r"\.", "\u2028 é \U0001f600 \x01", " ", "'\"$1%s")
+
+    def row(self, job):
+        self.env.cr.execute("SELECT * FROM queue_job WHERE id = %s", job.ids)
+        return {name: value for name, value in self.env.cr.dictfetchone().items() if name not in self.OWN}
+
+    def test_texts_and_values_are_the_same(self):
+        for text in self.TEXTS:
+            options = {"description": text, "channel": f"c{text}", "priority": -3, "max_retries": 0, "timeout": 7}
+            target = self.target.with_context(test_job_tag=text)
+            one = target.with_delay(**options).job_echo(text, [text], key=text)
+            many = group(*(target.delayable(**options).job_echo(text, [text], key=text) for _index in range(2))).delay()
+            for job in many:
+                self.assertEqual(self.row(job), self.row(one))
+            self.assertEqual(many[0].name, text)
+
+    def test_schedules_are_the_same(self):
+        for eta in (
+            None,
+            0,
+            -60,
+            3600,
+            timedelta(days=2),
+            datetime(2020, 1, 1),
+            datetime(2100, 1, 1, 12, 30, 15, 1234),
+        ):
+            one = self.target.with_delay(eta=eta).job_nothing()
+            many = group(self.target.delayable(eta=eta).job_nothing(), self.target.delayable().job_nothing()).delay()
+            self.assertEqual(self.row(many[0]), self.row(one), eta)
+            if one.scheduled_at:
+                self.assertAlmostEqual(many[0].scheduled_at, one.scheduled_at, delta=timedelta(seconds=5), msg=eta)
+            else:
+                self.assertFalse(many[0].scheduled_at)
+
+    def test_what_waits_is_not_due(self):
+        jobs = chain(self.target.delayable().job_nothing(), self.target.delayable(eta=-60).job_nothing()).delay()
+        self.assertEqual(jobs.mapped("is_due"), [True, False])
 
 
 class TestStoreValues(JobCase):
