@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .job import CANCELLED, DONE, FAILED, PENDING, STARTED, WAITING
 
 NOW = "(clock_timestamp() AT TIME ZONE 'UTC')"
+NEXT_CLAIM = "nextval('queue_job_claim_seq')"
 ACTIVE = (WAITING, PENDING, STARTED)
 ENDED = (DONE, FAILED, CANCELLED)
 
@@ -60,7 +61,7 @@ TRANSITIONS = {
     "claim": Transition(
         (PENDING,),
         STARTED,
-        f"worker_id = %(worker_id)s, claim_seq = nextval('queue_job_claim_seq'), started_at = {NOW}",
+        f"worker_id = %(worker_id)s, claim_seq = {NEXT_CLAIM}, started_at = {NOW}",
     ),
     "finish": Transition((STARTED,), DONE, f"{_RAN}, completed_at = {NOW}, result = %(result)s, exc_info = NULL"),
     "retry": Transition(
@@ -107,9 +108,7 @@ TRANSITIONS = {
         (WAITING, PENDING, FAILED), CANCELLED, f"ended_by_id = NULL, completed_at = NULL, cancelled_at = {NOW}"
     ),
     # in the caller's own transaction
-    "run_now": Transition(
-        (PENDING,), STARTED, f"worker_id = NULL, claim_seq = nextval('queue_job_claim_seq'), started_at = {NOW}"
-    ),
+    "run_now": Transition((PENDING,), STARTED, f"worker_id = NULL, claim_seq = {NEXT_CLAIM}, started_at = {NOW}"),
 }
 
 _MOVE = {

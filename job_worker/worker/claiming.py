@@ -9,16 +9,19 @@ can't be outdated, and the limit of a channel holds over all workers.
 the cluster is older than they are, neither vacuum nor the index scans themselves may remove them: every claim would
 walk over all of them again. So a worker remembers for each channel how far it got, and goes on from there. Jobs that
 become claimable behind a horizon (a requeue, a better priority) are told by the notification that wakes the workers,
-and every second or so all channels are looked for from the beginning.
+and every second or so all channels are looked for from the beginning; less often where that takes long.
 """
 
 import time
 
-from ..lifecycle import NOW, TRANSITIONS, wake_workers
+from ..lifecycle import NEXT_CLAIM, NOW, TRANSITIONS, wake_workers
 from ..queries import prepared_statement
 
-# How long to go on from the horizons before all channels are looked for again; 0 looks for them at every claim.
+# How long to go on from the horizons before all channels are looked for again; 0 looks for them at every claim. And
+# what share of the time looking for them may take, with dead entries by the million.
 DISCOVER_SECONDS = 1.0
+MAX_DISCOVER_SHARE = 0.1
+# With more channels than this their horizons are not worth what it takes to pass them to and fro.
 MAX_KNOWN_CHANNELS = 200
 _LOCK_SPACE = 0x6A6F62  # "job": first key of the advisory locks of channels
 
@@ -76,7 +79,7 @@ WITH RECURSIVE known AS MATERIALIZED (SELECT * FROM {_KNOWN}
     SELECT channel, throttled, pg_try_advisory_xact_lock({_LOCK_SPACE}, hashtext(channel)) AS locked FROM unblocked
 )
 SELECT extract(epoch FROM least(
-           (SELECT min(scheduled_at) FROM queue_job WHERE state = 'pending' AND NOT is_due),
+           (SELECT scheduled_at FROM queue_job WHERE state = 'pending' AND NOT is_due ORDER BY scheduled_at LIMIT 1),
            (SELECT min(starts[greatest(array_length(starts, 1) - {_RATE_CAP}::int + 1, 1)] + {_RATE_WINDOW})
               FROM queue_limit JOIN queue_limit_starts ON limit_id = queue_limit.id JOIN head ON channel = name
              WHERE rate_limit > 0 AND "limit" > 0 AND {_RECENT_STARTS} >= {_RATE_CAP})
@@ -86,15 +89,19 @@ SELECT extract(epoch FROM least(
        EXISTS (SELECT FROM open WHERE NOT locked),
        EXISTS (SELECT FROM head LEFT JOIN queue_limit ON name = channel
                 WHERE COALESCE("limit", 1) > 0 AND COALESCE(rate_limit, 0) = 0),
-       CASE WHEN %(discover)s THEN (SELECT jsonb_agg(jsonb_build_array(channel, priority, rank::text, id)) FROM head)
+       CASE WHEN (SELECT count(*) FROM head) <= {MAX_KNOWN_CHANNELS}
+            THEN COALESCE((SELECT jsonb_agg(jsonb_build_array(channel, priority, rank::text, id)) FROM head), '[]')
        END, EXISTS (SELECT FROM queue_worker WHERE name = %(worker)s AND state != 'dead'),
        EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))
 """
 
 # The seats of each locked channel, the best jobs that fit in them, then the rows themselves, unless somebody is
-# changing them. Index: queue_job_claim_idx from the horizon, or from the first entry of a channel that is new to the
-# worker.
-# OFFSET 0: else the generic plan may hash the whole table to look up the children of the few jobs claimed.
+# changing them; numbered in the order in which they are to run. Index: queue_job_claim_idx from the horizon, or from
+# the first entry of a channel that is new to the worker.
+# Rows are looked up with ANY(ARRAY(…)), and children behind OFFSET 0: with statistics of an empty queue, a join may as
+# well read the whole table for it.
+_NUMBER = "(SELECT claim_seq FROM numbered WHERE numbered.id = job.id)"
+_CLAIMED = TRANSITIONS["claim"].set_clause.replace(NEXT_CLAIM, _NUMBER).replace("%(worker_id)s", "%(worker)s")
 _CLAIM = f"""
 WITH channel AS MATERIALIZED (
     SELECT known.*, now_running.running_from AS oldest, COALESCE("limit", 1) - running AS seats,
@@ -123,17 +130,21 @@ WITH channel AS MATERIALIZED (
     SELECT id, oldest, place FROM best
      WHERE place < COALESCE((SELECT min(place) FROM best WHERE place > %(free)s AND NOT ample), 2147483647)
 ), locked AS MATERIALIZED (
-    SELECT queue_job.id, oldest FROM chosen JOIN queue_job ON queue_job.id = chosen.id AND queue_job.state = 'pending'
-     ORDER BY place FOR NO KEY UPDATE OF queue_job SKIP LOCKED
+    SELECT id FROM queue_job WHERE id = ANY(ARRAY(SELECT id FROM chosen)) AND state = 'pending'
+       FOR NO KEY UPDATE SKIP LOCKED
+), numbered AS MATERIALIZED (
+    SELECT id, oldest, {NEXT_CLAIM} AS claim_seq
+      FROM (SELECT * FROM chosen WHERE id IN (SELECT id FROM locked) ORDER BY place OFFSET 0) ordered
 )
-UPDATE queue_job job SET {TRANSITIONS["claim"].set_clause.replace("%(worker_id)s", "%(worker)s")}
-  FROM locked WHERE job.id = locked.id
+UPDATE queue_job job SET {_CLAIMED}
+ WHERE job.id = ANY(ARRAY(SELECT id FROM numbered))
 RETURNING job.id, job.claim_seq, job.uuid, job.payload, job.user_id, job.company_id, job.channel, job.priority,
           job.attempts, job.max_retries, job.timeout, job.database_failures,
           extract(epoch FROM {NOW} - job.create_date)::float,
           EXISTS (SELECT FROM queue_job child WHERE child.parent_id = job.id OFFSET 0)
           OR EXISTS (SELECT FROM queue_job_dependency_rel WHERE dependency_id = job.id OFFSET 0),
-          {_RANK.replace("scheduled_at", "job.scheduled_at")}::text, locked.oldest
+          {_RANK.replace("scheduled_at", "job.scheduled_at")}::text,
+          (SELECT oldest FROM numbered WHERE numbered.id = job.id)
 """
 
 _RECORD_STARTS = f"""
@@ -183,7 +194,8 @@ class Claiming:
             self._sql[name] = execute if prepared else plain
         self._horizons = {}
         self._running_from = {}
-        self._discovered_at = 0.0
+        self._discover_at = 0.0
+        self._too_many = False
         self._best_heard = None
 
     def prepare(self, cr):
@@ -193,7 +205,7 @@ class Claiming:
 
     def forget(self):
         """Look for all channels at the next claim."""
-        self._discovered_at = 0.0
+        self._discover_at = 0.0
 
     def hear(self, payload):
         """Take the hint of a notification: which jobs became claimable; without one, look for all of them.
@@ -222,15 +234,19 @@ class Claiming:
         """
         discover = self._should_discover()
         parameters = {"worker": worker, "count": count, "discover": discover, **self._known(self._horizons)}
+        begin = time.monotonic()
         cr.execute(self._sql["open"], parameters)
         due_in, channels, throttled, busy, queued, found, alive, modules_changing = cr.fetchone()
         if discover:
-            self._discovered_at = time.monotonic()
-            self._horizons = {channel: tuple(key) for channel, *key in found or ()}
+            end = time.monotonic()
+            self._discover_at = end + max(DISCOVER_SECONDS, (end - begin) / MAX_DISCOVER_SHARE)
+        # Channels that have nothing left are forgotten: a notification tells when they have.
+        self._too_many = found is None
+        self._horizons = {channel: tuple(key) for channel, *key in found or ()}
         return due_in, channels, throttled, busy, queued, alive, modules_changing
 
     def _should_discover(self):
-        return len(self._horizons) > MAX_KNOWN_CHANNELS or time.monotonic() - self._discovered_at >= DISCOVER_SECONDS
+        return self._too_many or len(self._horizons) > MAX_KNOWN_CHANNELS or time.monotonic() >= self._discover_at
 
     def claim(self, cr, worker, channels, free, count):
         """Start the best jobs of locked channels.

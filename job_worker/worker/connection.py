@@ -25,11 +25,13 @@ KEEPALIVES = {
 }
 """For libpq: a host that is gone is noticed within seconds, not within the hours that the system's defaults take."""
 # A claim or a heartbeat lost in a crash of the server is as if it had not been made: no need to wait for the disk.
-# Plans are to go by the indexes whatever the statistics say: they may be of a queue that was empty.
+# Plans are to go by the indexes, and by those that have the order asked for, whatever the statistics say: they may be
+# of a queue that was empty, where reading all that is pending to sort it looks cheap.
 _SETTINGS = {
     "synchronous_commit": "off",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
+    "enable_sort": "off",
     "idle_in_transaction_session_timeout": f"{DEAD_AFTER_SECONDS}s",
     "statement_timeout": "60s",
 }
