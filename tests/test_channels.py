@@ -201,6 +201,23 @@ def test_a_better_job_for_which_others_went_back_stays_claimed(db, monkeypatch):
         assert len(claims) == 1, f"claimed {len(claims)} times"
 
 
+def test_while_a_long_job_runs_nothing_is_claimed_ahead(db):
+    """What is given back because the thread is busy must not be claimed again and again meanwhile."""
+    db.enqueue("job_nothing", [()] * 300)
+    long = db.enqueue_one("job_sleep", 60)
+    db.enqueue("job_nothing", [()] * 50)
+    with worker_thread(db, concurrency=1) as worker:
+        db.wait_for_state(long, "started")
+        wait_until(lambda: any(attempt.duration > 1 for attempt in worker.pool.running()), what="the long job runs")
+        claims = "SELECT last_value FROM queue_job_claim_seq"
+        before = db.value(claims)
+        for _tick in ticks(2, 0.5):
+            pass
+        assert db.value(claims) == before
+        assert db.states() == {"done": 300, "started": 1, "pending": 50}
+        worker.stop_now()
+
+
 def test_a_long_job_keeps_nothing_back_that_was_claimed_ahead(db):
     """Short jobs are claimed ahead of the threads; when a long one comes between, another worker gets them."""
     db.enqueue("job_nothing", [()] * 300)

@@ -74,3 +74,22 @@ def test_the_command_line_can_do_without_notifications_too(db):
         job = db.enqueue_one("job_ledger", "polled")
         db.wait_for_state(job, "done", timeout=10)
         assert worker.stop() == 0
+
+
+def test_a_scheduled_job_that_somebody_is_changing_is_not_asked_for_over_and_over(db, monkeypatch):
+    begun = []
+    transaction = Connection.transaction
+    monkeypatch.setattr(Connection, "transaction", lambda self: begun.append(self) or transaction(self))
+    job = db.enqueue_one("job_ledger", "changing", eta=1)
+    with worker_thread(db) as worker:
+        with db.env() as env:
+            env["queue.job"].browse(job).priority = 3
+            env.flush_all()
+            for _tick in ticks(2, 0.5):  # by now it is due, and its row is locked
+                pass
+            begun.clear()
+            for _tick in ticks(2, 0.5):
+                pass
+            assert len(begun) < 200, f"{len(begun)} transactions in two seconds"
+        db.wait_for_state(job, "done")
+        assert worker.name in db.workers()

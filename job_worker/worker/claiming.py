@@ -273,10 +273,15 @@ class Claiming:
         cr.execute(_RECORD_STARTS, {"channels": list(channels)})
 
     def mark_due(self, cr):
-        """Make pending jobs claimable whose schedule has come."""
+        """Make pending jobs claimable whose schedule has come, unless somebody is changing them.
+
+        :return: whether there were any
+        """
         cr.execute(_MARK_DUE)
-        if due := cr.fetchall():
+        due = cr.fetchall()
+        if due:
             wake_workers(cr, due)
+        return bool(due)
 
     def _known(self, channels):
         """The horizons of ``channels``, as the statements take them."""

@@ -60,7 +60,9 @@ class Pool:
     def _lookahead(self):
         if self._average is None or self._average > _SHORT_JOB_SECONDS:
             return 0
-        return min(int(self.slots * _LOOKAHEAD_SECONDS / max(self._average, 1e-4)), _MAX_LOOKAHEAD)
+        # A thread with a job that did not prove short will not be back soon.
+        quick = self.slots - sum(attempt.duration > _SHORT_JOB_SECONDS for attempt in self._running.values())
+        return min(int(quick * _LOOKAHEAD_SECONDS / max(self._average, 1e-4)), _MAX_LOOKAHEAD)
 
     @property
     def has_waiting(self):
@@ -95,9 +97,11 @@ class Pool:
                 or any(attempt.duration < longer_than for attempt in self._running.values())
             ):
                 return []
-            claims = [claim for claim in self._waiting if worse_than is None or claim.priority > worse_than]
-            self._waiting = deque(claim for claim in self._waiting if claim not in claims)
-            return claims
+            taken, kept = [], deque()
+            for claim in self._waiting:
+                (taken if worse_than is None or claim.priority > worse_than else kept).append(claim)
+            self._waiting = kept
+            return taken
 
     def abandon(self, attempt):
         """Give up on the thread of an attempt and start another in its place.

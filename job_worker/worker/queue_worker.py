@@ -26,6 +26,7 @@ from .pool import Pool
 
 BUSY_CHANNEL_WAIT_SECONDS = 0.003
 FULL_CHANNEL_WAIT_SECONDS = 0.25
+LOCKED_SCHEDULE_WAIT_SECONDS = 0.05
 LONGEST_NAP_SECONDS = 0.5
 GIVE_BACK_AFTER_SECONDS = 0.5
 MAX_DATABASE_FAILURES = 10
@@ -301,8 +302,7 @@ class QueueWorker:
             return 1.0
         self._set_pause_reason(None)
         if due_in is not None and due_in <= 0:
-            self._mark_due()
-            return 0
+            return 0 if self._mark_due() else LOCKED_SCHEDULE_WAIT_SECONDS
         if busy:
             return random.uniform(0.5, 1) * BUSY_CHANNEL_WAIT_SECONDS
         if len(claims) == count:
@@ -311,8 +311,9 @@ class QueueWorker:
         return wait if due_in is None else min(due_in, wait)
 
     def _mark_due(self):
+        """Make claimable what is due; whether there was anything that nobody else is changing."""
         with self.connection.transaction() as cr:
-            self._claiming.mark_due(cr)
+            return self._claiming.mark_due(cr)
 
     def _has_registry_changed(self, cr):
         """Whether other processes installed or upgraded modules; follows what they changed in caches."""
