@@ -1,6 +1,8 @@
 """`make lint`: ruff, pylint-odoo, and the rules of this house that no linter knows."""
 
 import ast
+import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,9 @@ from tools.paths import ADDONS, PYTHON, ROOT
 
 # Where the addon's SQL may be.
 SQL_MODULES = {"job_worker/worker/claiming.py", "job_worker/queries.py", "job_worker/lifecycle.py"}
+
+# Each order of events there names the test that tries it.
+INTERLEAVINGS = ROOT / "docs" / "interleavings.md"
 
 # Where tests wait for conditions, and nothing else does.
 POLLING_MODULE = "tests/harness.py"
@@ -42,6 +47,15 @@ def violations() -> Iterator[str]:
             for node in ast.walk(ast.parse(path.read_text())):
                 if breach := next(breaches(name, node), None):
                     yield f"{name}:{node.lineno}: {breach}"
+    for number, line in enumerate(INTERLEAVINGS.read_text().splitlines(), 1):
+        for test in set(re.findall(r"`(test_\w+)`", line)) - system_tests():
+            yield f"{INTERLEAVINGS.relative_to(ROOT)}:{number}: there is no {test}"
+
+
+@functools.cache
+def system_tests() -> set[str]:
+    sources = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
+    return set(re.findall(r"^def (test_\w+)", "\n".join(sources), re.MULTILINE))
 
 
 def breaches(name: Path, node: ast.AST) -> Iterator[str]:
