@@ -24,7 +24,7 @@ from .executor import Executor
 from .monitor import Monitor
 from .pool import Pool
 
-BUSY_CHANNEL_WAIT_SECONDS = 0.003
+BUSY_CHANNEL_WAIT_SECONDS = 0.001
 FULL_CHANNEL_WAIT_SECONDS = 0.25
 LOCKED_SCHEDULE_WAIT_SECONDS = 0.05
 LONGEST_NAP_SECONDS = 0.5
@@ -286,9 +286,11 @@ class QueueWorker:
             if alive and channels and not modules_changing:
                 rows = self._claiming.claim(cr, self.name, channels, free, count)
             claims = [Claim(*row, throttled=row[6] in throttled) for row in rows]
-            if claims:
-                if throttled:
-                    self._claiming.record_starts(cr, [claim.channel for claim in claims if claim.throttled])
+            if claims and throttled:
+                self._claiming.record_starts(cr, [claim.channel for claim in claims if claim.throttled])
+        if claims:
+            # apart, because until the commit of the claim nobody else claims in its channels
+            with self.connection.transaction() as cr:
                 registry_changed = self._has_registry_changed(cr)
         if registry_changed:
             self._give_back(claims, "modules have changed")
