@@ -356,6 +356,10 @@ def put_first(cr, ids):
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
+# The claim that owns a running job. As an expression, so that no index but that of the id can serve: by the one of the
+# running jobs, a job would be sought among all of them and all that ran since the oldest snapshot.
+_OWNER = "CASE state WHEN 'started' THEN claim_seq END"
+
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 BEGIN_BOOKKEEPING = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # What a job that failed may leave in its session: settings, and locks that it had no chance to release.
@@ -366,13 +370,15 @@ FORGET_SESSION = "RESET ALL; SELECT pg_advisory_unlock_all()"
 _FINISH = f"""
 WITH finished AS (
     UPDATE queue_job SET {TRANSITIONS["finish"].set_clause}
-     WHERE id = %(id)s AND state = 'started' AND claim_seq = %(claim_seq)s AND NOT cancel_requested
+     WHERE id = %(id)s AND {_OWNER} = %(claim_seq)s AND NOT cancel_requested
     RETURNING id
 ) SELECT 1 / count(*) FROM finished
 """
 PREPARE_FINISH, EXECUTE_FINISH, FINISH = prepared_statement(
     "job_worker_finish", _FINISH, {"id": "int", "claim_seq": "bigint", "result": "jsonb", "duration": "float8"}
 )
+# Goes before it: planned once, maybe when the table was all but empty and reading all of it looked cheap.
+PLAN_BY_INDEX = "SET LOCAL enable_seqscan = off"
 
 
 def finish(cr, claim_seq, job_id, result, duration):
@@ -386,8 +392,7 @@ def finish(cr, claim_seq, job_id, result, duration):
 def lock_attempt(cr, claim_seq, job_id):
     """Whether the attempt still owns its job, for the rest of this transaction; by key."""
     cr.execute(
-        "SELECT FROM queue_job WHERE id = %s AND state = 'started' AND claim_seq = %s AND NOT cancel_requested"
-        " FOR NO KEY UPDATE",
+        f"SELECT FROM queue_job WHERE id = %s AND {_OWNER} = %s AND NOT cancel_requested FOR NO KEY UPDATE",
         (job_id, claim_seq),
     )
     return bool(cr.rowcount)
@@ -399,11 +404,8 @@ def attempt_states(cr, claims):
     :param claims: ``{job id: claim_seq}``
     :return: ``{job id: cancel_requested}`` of those that own their job
     """
-    cr.execute(
-        "SELECT id, claim_seq, cancel_requested FROM queue_job WHERE id = ANY(%s) AND state = 'started'",
-        (list(claims),),
-    )
-    return {job_id: cancel for job_id, claim_seq, cancel in cr.fetchall() if claims[job_id] == claim_seq}
+    cr.execute(f"SELECT id, {_OWNER}, cancel_requested FROM queue_job WHERE id = ANY(%s)", (list(claims),))
+    return {job_id: cancel for job_id, owner, cancel in cr.fetchall() if claims[job_id] == owner}
 
 
 def request_cancel(cr, ids):
@@ -426,7 +428,7 @@ def record_attempt(cr, job_id, claim_seq, outcome, counted, duration, error):
     cr.execute(
         f"INSERT INTO queue_job_attempt (job_id, started_at, ended_at, worker_id, outcome, counted, error)"
         f" SELECT id, {NOW} - make_interval(secs => %s), {NOW}, worker_id, %s, %s, %s FROM queue_job"
-        " WHERE id = %s AND claim_seq = %s AND state = 'started'",
+        f" WHERE id = %s AND {_OWNER} = %s",
         (duration, outcome, counted, error, job_id, claim_seq),
     )
 

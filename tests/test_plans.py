@@ -1,4 +1,4 @@
-"""What a claim reads of the table, whatever the statistics say: they are of another moment."""
+"""What the hot path reads of the table, whatever the statistics say: they are of another moment."""
 
 import re
 
@@ -6,6 +6,7 @@ import pytest
 
 from tests.harness import Database  # first: it puts the addons on the path
 
+from odoo.addons.job_worker import queries  # isort: skip
 from odoo.addons.job_worker.worker.claiming import Claiming  # isort: skip
 from odoo.addons.job_worker.worker.connection import Connection  # isort: skip
 
@@ -18,9 +19,10 @@ LOOKED_UP = re.compile(r"Index Cond: .*\bid = ")
 
 
 def plans(db: Database, channels):
-    """The plans of a claim's statements, as the worker prepares them."""
+    """The plans of the statements that claim and finish, as the worker prepares them."""
     claiming = Claiming(prepared=True)
     connection = Connection(db.name, claiming.prepare)
+    finish = {"id": 1, "claim_seq": 1, "result": None, "duration": 1.0}
     parameters = {"worker": "nobody", "count": 66, "free": 2, **claiming._known(channels)}
     try:
         with connection.transaction() as cr:
@@ -29,10 +31,14 @@ def plans(db: Database, channels):
                 yield name, "\n".join(line for (line,) in cr.fetchall())
     finally:
         connection.close()
+    with db.env() as env:  # with the settings that jobs have
+        env.cr.execute(f"SET plan_cache_mode = force_generic_plan; {queries.PLAN_BY_INDEX}; {queries.PREPARE_FINISH}")
+        env.cr.execute(f"EXPLAIN {queries.EXECUTE_FINISH}", finish)
+        yield "finish", "\n".join(line for (line,) in env.cr.fetchall())
 
 
 @pytest.mark.parametrize("analysed", ["empty", "done", "pending", "waiting"])
-def test_claims_read_by_their_own_indexes_alone(fresh_db, analysed):
+def test_the_hot_path_reads_by_its_own_indexes_alone(fresh_db, analysed):
     rows = {
         "done": "UPDATE queue_job SET state = 'done', completed_at = now(), is_due = false",
         "pending": "UPDATE queue_job SET is_due = true",

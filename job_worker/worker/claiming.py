@@ -265,6 +265,8 @@ class Claiming:
             key = (priority, rank, job_id)
             self._horizons[channel] = max(self._horizons.get(channel, _BEGINNING), key, key=_sort_key)
             running_from[channel] = min(running_from.get(channel, claim_seq), oldest or claim_seq)
+        if len(self._running_from) > MAX_KNOWN_CHANNELS:  # of channels that come and go
+            self._running_from.clear()
         self._running_from.update(running_from)
         return [row[:-2] for row in rows]
 

@@ -64,7 +64,7 @@ class JobCursor(Cursor):
         parameters = {"id": claim.id, "claim_seq": claim.claim_seq, "result": result, "duration": duration}
         try:
             begin = f"; {queries.BEGIN}" if begin_next else ""
-            self._send(f"{self._finish}; RESET ALL; COMMIT{begin}", parameters)
+            self._send(f"{queries.PLAN_BY_INDEX}; {self._finish}; RESET ALL; COMMIT{begin}", parameters)
         except errors.DivisionByZero as error:
             raise AttemptLostError from error
         self._forget_transaction()
