@@ -30,10 +30,11 @@ def verdict(state, run_on_failure, parents):
     return "promote", None
 
 
-def settle(cr, ids):
+def settle(cr, ids, wait=True):
     """Decide jobs by their parents, then the jobs after those that were decided, to the end of the graph.
 
     :param ids: jobs that may have become ready, failed or cancelled
+    :param bool wait: for jobs that somebody is changing; else the workers' next sweep settles them
     """
     while ids:
         decisions = _decide(cr, ids)
@@ -41,8 +42,7 @@ def settle(cr, ids):
             # Who requeues a parent locks its children too. So look again under the lock: a parent that had ended
             # may have been put back meanwhile.
             ids = [job_id for job_ids in decisions.values() for job_id in job_ids]
-            queries.lock_jobs(cr, ids)
-            decisions = _decide(cr, ids)
+            decisions = _decide(cr, queries.lock_jobs(cr, ids, wait))
         ended = []
         for (transition, parent_id), job_ids in decisions.items():
             moved = move(cr, transition, job_ids, parent_id=parent_id, exc_info=f"Parent job {parent_id} failed")
@@ -60,9 +60,9 @@ def _decide(cr, ids):
     return decisions
 
 
-def settle_children(cr, ids):
-    """Decide the jobs after ``ids``, which have just ended."""
-    settle(cr, queries.children_of(cr, ids))
+def settle_children(cr, ids, wait=True):
+    """Decide the jobs after ``ids``, which have just ended; ``wait`` as for :func:`settle`."""
+    settle(cr, queries.children_of(cr, ids), wait)
 
 
 def redecide_children(cr, ids):

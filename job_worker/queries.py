@@ -236,12 +236,20 @@ def children_of(cr, ids):
     return [row[0] for row in cr.fetchall()]
 
 
-def lock_jobs(cr, ids):
-    """Keep others from changing jobs until the end of the transaction; by key, in the order of ids.
+def lock_jobs(cr, ids, wait=True):
+    """Keep others from changing jobs that are not running until the end of the transaction; by key, in order of ids.
 
     In a transaction at REPEATABLE READ this fails to serialise where one was changed since it began.
+
+    :param bool wait: for those that somebody is changing; else they are left out
+    :return: ids of the jobs that are locked
     """
-    cr.execute("SELECT FROM queue_job WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE", (list(ids),))
+    cr.execute(
+        "SELECT id FROM queue_job WHERE id = ANY(%s) AND state <> 'started' ORDER BY id FOR NO KEY UPDATE"
+        + ("" if wait else " SKIP LOCKED"),
+        (list(ids),),
+    )
+    return [row[0] for row in cr.fetchall()]
 
 
 def undecided_with_parents(cr, ids):

@@ -153,7 +153,7 @@ class Executor:
 
     def _settle_children(self, claim):
         with self._transaction() as cr:
-            graph.settle_children(cr, [claim.id])
+            graph.settle_children(cr, [claim.id], wait=False)
 
     def _try_again(self, attempt, tries, error):
         """After a conflict with another transaction: once more, if the job is still ours."""

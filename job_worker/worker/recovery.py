@@ -50,7 +50,7 @@ def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, h
 def settle_children(connection, job_ids):
     """Decide the jobs after some that have ended, in a transaction of its own."""
     with connection.transaction() as cr:
-        graph.settle_children(cr, job_ids)
+        graph.settle_children(cr, job_ids, wait=False)
 
 
 def sweep(connection, after_id):
@@ -61,5 +61,5 @@ def sweep(connection, after_id):
     """
     with connection.transaction() as cr:
         ids = queries.waiting_jobs(cr, after_id, SWEEP_BATCH)
-        graph.settle(cr, ids)
+        graph.settle(cr, ids, wait=False)
     return ids[-1] if len(ids) == SWEEP_BATCH else 0
