@@ -21,6 +21,10 @@ class QueueJob(models.Model):
         "(error_group) INCLUDE (completed_at, id, user_id, company_id) WHERE state = 'failed'"
     )
 
+    def init(self):
+        queries.prepare_ended_statistics(self.env.cr)
+        return super().init()
+
     @api.depends("completed_at", "cancelled_at")
     def _compute_ended_at(self):
         for job in self:
