@@ -75,7 +75,7 @@ class QueueErrorGroup(models.Model):
     def _compute_message(self):
         for group in self:
             line = error_line(group.last_job_id.exc_info) or ""
-            group.message = line.removeprefix(f"{group.error_class}:").strip()
+            group.message = line.removeprefix(group.error_class or "").removeprefix(":").strip()
 
     def button_requeue(self):
         """Requeue all failed jobs of the groups."""
