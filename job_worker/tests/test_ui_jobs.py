@@ -30,6 +30,11 @@ class TestJobTours(TourCase):
         attempts.fail(cr, claim, TRACEBACK, duration=7)
         return job
 
+    def test_a_tour_fails_for_a_warning_and_for_a_request_that_failed(self):
+        for script in ("console.warn('beware')", "await fetch('/job_worker/nothing')"):
+            with self.subTest(script), self.assertRaises(AssertionError):
+                self.browser_js("/web/login", f"(async () => {{ {script}; console.log('test successful'); }})()")
+
     def test_find_a_failed_job_read_why_requeue_it_see_it_done(self):
         with self.committed() as (cr, target):
             self.failed_job(target, cr)
