@@ -61,11 +61,12 @@ class TourCase(HttpCase):
         for logger in loggers:
             logger.addHandler(complaints)
         try:
-            super().browser_js(*args, **options)
+            result = super().browser_js(*args, **options)
         finally:
             for logger in loggers:
                 logger.removeHandler(complaints)
         self.assertFalse(complaints.found)
+        return result
 
     @contextmanager
     def committed(self):
