@@ -14,7 +14,7 @@ class TestPlans(JobCase):
     """What the screens ask for is served by indexes; how long it takes is for ``make bench ARGS=screens``."""
 
     def plans(self, call):
-        """Plans of the statements on jobs that ``call`` executes, by a planner that reads and sorts no more than it must."""
+        """Plans of the statements on jobs that ``call`` executes, by a planner that reads and sorts only if it must."""
         statements = []
         execute = Cursor.execute
 
