@@ -635,6 +635,7 @@ def graph_around(cr, job_id, count):
 # is. Plans with a million jobs: docs/dashboard-queries.md.
 
 COUNT_LIMIT = 10_000
+LATEST_LIMIT = 5_000
 _BACKLOG_ROWS = 10_000
 _DUE_SINCE = SQL("COALESCE(scheduled_at, create_date)")
 _ENDED_AT = SQL("COALESCE(completed_at, cancelled_at)")
@@ -667,7 +668,7 @@ def _visible(jobs):
 
 
 def among_latest(alias):
-    """Condition for the latest 10,000 jobs of each state, of anybody's; indexes: queue_job_running_idx,
+    """Condition for the latest 5,000 jobs of each state, of anybody's; indexes: queue_job_running_idx,
     queue_job_waiting_idx, queue_job_ended_idx, then by key.
 
     As an array, because the planner takes any array for short: so it never prefers to walk through the whole table in
@@ -681,7 +682,7 @@ def among_latest(alias):
             "(SELECT id FROM queue_job WHERE state = %s ORDER BY %s DESC LIMIT %s)",
             SQL(f"'{state}'"),  # a parameter would hide from the planner that the partial index fits
             order.get(state, _ENDED_AT),
-            COUNT_LIMIT,
+            LATEST_LIMIT,
         )
         for state, _label in STATES
     ]

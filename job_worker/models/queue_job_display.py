@@ -40,7 +40,7 @@ class QueueJob(models.Model):
         "Latest",
         compute="_compute_is_latest",
         search="_search_is_latest",
-        help="Among the latest 10,000 jobs of its state, whoever they belong to.",
+        help="Among the latest 5,000 jobs of its state, whoever they belong to.",
     )
 
     # --- sentences -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from ..delay import chain, group
 from ..lifecycle import move
 from ..models.queue_job_display import error_line
 from .case import JobCase
+from .common import external_env
 from .tour_case import TourCase
 
 TRACEBACK = """Traceback (most recent call last):
@@ -29,6 +30,8 @@ class TestJobTours(TourCase):
         # after the cursor of the tests is closed, which holds on to users who logged in
         cls.addClassCleanup(cls.remove_queue_user)
         super().setUpClass()
+        with external_env(cls.env) as (_cr, env):
+            new_test_user(env, QUEUE_USER, "job_worker.group_queue_job_user")
 
     @classmethod
     def remove_queue_user(cls):
@@ -64,7 +67,7 @@ class TestJobTours(TourCase):
 
     def test_a_user_of_the_queue_sees_and_requeues_own_jobs_and_no_menu_of_managers(self):
         with self.committed() as (cr, target):
-            user = new_test_user(target.env, QUEUE_USER, "job_worker.group_queue_job_user")
+            user = target.env["res.users"].search([("login", "=", QUEUE_USER)])
             mine = target.with_user(user).with_delay(description="My export").job_nothing()
             target.with_delay(description="Somebody else's", eta=3600).job_nothing()
             move(cr, "cancel", mine.ids)

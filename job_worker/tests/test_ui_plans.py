@@ -76,7 +76,7 @@ class TestPlans(JobCase):
         for job, moment in zip(done, ("2026-01-02", "2026-01-01", "2026-01-03"), strict=True):
             self.set_column(job, "completed_at", moment)
         pending = [self.enqueue() for _number in range(3)]
-        with patch.object(queries, "COUNT_LIMIT", 2):
+        with patch.object(queries, "LATEST_LIMIT", 2):
             jobs = self.env["queue.job"].search([("payload", "!=", False), ("is_latest", "=", True)])
             self.assertEqual(set(jobs), {done[0], done[2], pending[1], pending[2]})
             self.assertEqual([job.is_latest for job in pending], [False, True, True])
