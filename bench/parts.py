@@ -6,6 +6,7 @@ from bench.enqueue import enqueue
 from bench.flatness import backlog, snapshot
 from bench.latency import latency
 from bench.limits import limits, rate
+from bench.screens import screens
 
 PARTS = {
     "drain": drain,
@@ -18,4 +19,5 @@ PARTS = {
     "idle": idle,
     "memory": memory,
     "scaling": scaling,
+    "screens": screens,
 }

@@ -27,6 +27,8 @@
             "job_worker/static/src/job_views/*",
             "job_worker/static/src/job_widgets/*",
         ],
+        # Odoo loads its charts when the first one is opened.
+        "web.assets_backend_lazy": ["job_worker/static/src/job_charts/*"],
         "web.assets_tests": ["job_worker/static/tests/tours/*"],
     },
     "application": True,

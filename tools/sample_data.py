@@ -287,7 +287,8 @@ class _Rows:
             "    self._process(record)\n"
             f'  File "/opt/odoo/addons/{file}", line {line + 31}, in _process\n'
             "    return client.post(values)\n"
-            f"{name}: {message}\n"
+            f"{name}: {message}".removesuffix(": ")
+            + "\n"
         )
         for number in range(count, 0, -1):
             ended = job["completed_at"] - timedelta(seconds=10 * 2**number if number > 1 else 0)

@@ -145,12 +145,12 @@ def take(page: Page, url: str, database: str, screen: Screen) -> bytes:
 
 
 @contextmanager
-def serving(database: str) -> Iterator[str]:
+def serving(database: str, *options: str, log: str = "screenshots-odoo.log") -> Iterator[str]:
     """The address of a web client that runs inside of the block."""
     port = free_port()
     command = [ODOO_BIN, "-d", database, "--http-port", str(port), "--max-cron-threads=0", "--log-level=warn"]
     url = f"http://127.0.0.1:{port}"
-    with running(command, "screenshots-odoo.log"):
+    with running([*command, *options], log):
         wait(lambda: answers(f"{url}/web/health"), "Odoo")
         yield url
 
@@ -180,8 +180,9 @@ def browser() -> Iterator[Page]:
             yield Page(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
 
 
-def log_in(page: Page, url: str, database: str) -> None:
-    parameters = {"db": database, "login": "admin", "password": "admin"}
+def log_in(page: Page, url: str, database: str, login: str = "admin") -> None:
+    """Open a session in the browser; the passwords of development databases are like the logins."""
+    parameters = {"db": database, "login": login, "password": login}
     with requests.Session() as session:
         session.post(f"{url}/web/session/authenticate", json={"params": parameters}, timeout=60).raise_for_status()
         page.call("Network.setCookie", name="session_id", value=session.cookies["session_id"], url=url, httpOnly=True)

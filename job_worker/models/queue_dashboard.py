@@ -76,7 +76,9 @@ class QueueDashboard(models.AbstractModel):
             "run": {
                 "p50": run_p50,
                 "p95": run_p95,
-                "domain": [*done_domain, ("duration", ">=", run_p95)] if run_p95 else done_domain,
+                "domain": [*done_domain, ("is_latest", "=", True), ("duration", ">=", run_p95)]
+                if run_p95
+                else done_domain,
             },
             "sample": sample,
         }

@@ -21,6 +21,10 @@ class QueueJob(models.Model):
         "(error_group) INCLUDE (completed_at, id, user_id, company_id) WHERE state = 'failed'"
     )
 
+    def init(self):
+        queries.prepare_ended_statistics(self.env.cr)
+        return super().init()
+
     @api.depends("completed_at", "cancelled_at")
     def _compute_ended_at(self):
         for job in self:
@@ -71,7 +75,7 @@ class QueueErrorGroup(models.Model):
     def _compute_message(self):
         for group in self:
             line = error_line(group.last_job_id.exc_info) or ""
-            group.message = line.removeprefix(f"{group.error_class}:").strip()
+            group.message = line.removeprefix(group.error_class or "").removeprefix(":").strip()
 
     def button_requeue(self):
         """Requeue all failed jobs of the groups."""

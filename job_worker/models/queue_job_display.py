@@ -36,6 +36,12 @@ class QueueJob(models.Model):
         help="The record the job is about, as model,id; to search: sale.order,12 or just 12.",
     )
     is_overdue = fields.Boolean("Overdue", compute="_compute_is_overdue", search="_search_is_overdue")
+    is_latest = fields.Boolean(
+        "Latest",
+        compute="_compute_is_latest",
+        search="_search_is_latest",
+        help="Among the latest 5,000 jobs of its state, whoever they belong to.",
+    )
 
     # --- sentences -------------------------------------------------------------------------------------------------
 
@@ -257,6 +263,17 @@ class QueueJob(models.Model):
             | Domain("scheduled_at", "=", False) & Domain("create_date", "<", moment)
         )
         return overdue if True in value else ~overdue
+
+    def _compute_is_latest(self):
+        latest = self.search([("id", "in", self.ids), ("is_latest", "=", True)])
+        for job in self:
+            job.is_latest = job in latest
+
+    def _search_is_latest(self, operator, value):
+        if operator != "in":
+            return NotImplemented
+        latest = Domain.custom(to_sql=lambda _model, alias, _query: queries.among_latest(alias))
+        return latest if True in value else ~latest
 
     # --- pictures --------------------------------------------------------------------------------------------------
 

@@ -19,4 +19,5 @@ from . import (
     test_translations,
     test_ui_dashboard,
     test_ui_jobs,
+    test_ui_plans,
 )

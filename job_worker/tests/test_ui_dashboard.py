@@ -146,7 +146,7 @@ class TestDashboard(JobCase):
             self.assertGreater(now["numbers"][name]["count"], 0, name)
 
     def test_each_company_counts_its_own(self):
-        before = self.numbers()
+        before, history = self.numbers(), self.dashboard().get_history("hour")
         for state in ("waiting", "pending", "started", "failed"):
             self.set_column(self.in_state(state), "company_id", self.other_company.id)
         done = self.in_state("done")
@@ -154,6 +154,7 @@ class TestDashboard(JobCase):
         self.set_column(done, "duration", 1000.0)
         after = self.numbers()
         self.assertEqual({name: self.change(name, before, after) for name in after}, dict.fromkeys(after, 0))
+        self.assertEqual(self.dashboard().get_history("hour"), history)
         names = {channel["name"] for channel in self.env["queue.channel"].with_user(self.manager).get_channels()}
         self.set_column(self.enqueue(channel="test.theirs"), "company_id", self.other_company.id)
         theirs = {channel["name"] for channel in self.env["queue.channel"].with_user(self.manager).get_channels()}

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+from odoo.api import SUPERUSER_ID, Environment
 from odoo.exceptions import AccessError
 from odoo.tests import new_test_user, tagged
 
@@ -8,6 +9,7 @@ from ..delay import chain, group
 from ..lifecycle import move
 from ..models.queue_job_display import error_line
 from .case import JobCase
+from .common import external_env
 from .tour_case import TourCase
 
 TRACEBACK = """Traceback (most recent call last):
@@ -18,10 +20,24 @@ ValueError: the warehouse is closed
 try again tomorrow
 """
 JOBS = "/odoo/background-jobs"
+QUEUE_USER = "tour_user"
 
 
 @tagged("post_install", "-at_install", "job_worker")
 class TestJobTours(TourCase):
+    @classmethod
+    def setUpClass(cls):
+        # after the cursor of the tests is closed, which holds on to users who logged in
+        cls.addClassCleanup(cls.remove_queue_user)
+        super().setUpClass()
+        with external_env(cls.env) as (_cr, env):
+            new_test_user(env, QUEUE_USER, "job_worker.group_queue_job_user")
+
+    @classmethod
+    def remove_queue_user(cls):
+        with cls.registry.cursor() as cr:
+            Environment(cr, SUPERUSER_ID, {})["res.users"].search([("login", "=", QUEUE_USER)]).unlink()
+
     def failed_job(self, target, cr):
         job = target.with_delay(description="Export to the warehouse").job_ledger("exported")
         move(cr, "claim", job.ids, worker_id="a worker")
@@ -29,6 +45,11 @@ class TestJobTours(TourCase):
         claim = SimpleNamespace(id=job.id, claim_seq=job.claim_seq, attempts=5, max_retries=5)
         attempts.fail(cr, claim, TRACEBACK, duration=7)
         return job
+
+    def test_a_tour_fails_for_a_warning_and_for_a_request_that_failed(self):
+        for script in ("console.warn('beware')", "await fetch('/job_worker/nothing')"):
+            with self.subTest(script), self.assertRaises(AssertionError):
+                self.browser_js("/web/login", f"(async () => {{ {script}; console.log('test successful'); }})()")
 
     def test_find_a_failed_job_read_why_requeue_it_see_it_done(self):
         with self.committed() as (cr, target):
@@ -38,6 +59,19 @@ class TestJobTours(TourCase):
             self.start_tour(JOBS, "job_worker_requeue_failed_job", login="admin")
         with self.committed() as (_cr, target):
             self.assertEqual(target.env["test.job.ledger"].search_count([("key", "=", "exported")]), 1)
+
+    def test_every_view_of_the_jobs_opens(self):
+        with self.committed() as (_cr, target):
+            target.with_delay(description="Count the stock", eta=3600).job_nothing()
+        self.start_tour(JOBS, "job_worker_views", login="admin")
+
+    def test_a_user_of_the_queue_sees_and_requeues_own_jobs_and_no_menu_of_managers(self):
+        with self.committed() as (cr, target):
+            user = target.env["res.users"].search([("login", "=", QUEUE_USER)])
+            mine = target.with_user(user).with_delay(description="My export").job_nothing()
+            target.with_delay(description="Somebody else's", eta=3600).job_nothing()
+            move(cr, "cancel", mine.ids)
+        self.start_tour(JOBS, "job_worker_own_jobs_only", login=QUEUE_USER)
 
     def test_cancel_a_running_job(self):
         with self.committed() as (_cr, target):

@@ -1,3 +1,5 @@
+import logging
+import re
 import threading
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -8,8 +10,26 @@ from odoo.tests import HttpCase
 from .common import external_env
 
 
+class Complaints(logging.Handler):
+    """Collects warnings of the browser's console and of requests, and the requests that were answered with an error."""
+
+    REFUSED = re.compile(r'HTTP/[\d.]+" [45]\d\d ')
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def emit(self, record):
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING or self.REFUSED.search(message):
+            self.found.append(message)
+
+
 class TourCase(HttpCase):
-    """In a real browser, with a real worker: so everything here is committed, and removed in the end."""
+    """In a real browser, with a real worker: so everything here is committed, and removed in the end.
+
+    Odoo fails a tour for errors on the console; here warnings and requests that failed do so, too.
+    """
 
     registry_test_mode = False
 
@@ -34,6 +54,19 @@ class TourCase(HttpCase):
             cr.execute("DELETE FROM queue_job")
             cr.execute("DELETE FROM test_job_ledger")
             env["test.job.target"].browse(self.target_id).unlink()
+
+    def browser_js(self, *args, **options):
+        complaints = Complaints()
+        loggers = [self._logger.getChild("browser"), logging.getLogger("odoo.http"), logging.getLogger("werkzeug")]
+        for logger in loggers:
+            logger.addHandler(complaints)
+        try:
+            result = super().browser_js(*args, **options)
+        finally:
+            for logger in loggers:
+                logger.removeHandler(complaints)
+        self.assertFalse(complaints.found)
+        return result
 
     @contextmanager
     def committed(self):

@@ -29,6 +29,34 @@ registry.category("web_tour.tours").add("job_worker_requeue_failed_job", {
     ],
 });
 
+const VIEWS = {
+    kanban: ".o_kanban_group:contains(Pending) .o_kanban_record:contains(Count the stock)",
+    pivot: ".o_pivot td:contains(1)",
+    graph: ".o_graph_canvas_container canvas",
+    calendar: ".o_calendar_renderer .fc-view",
+    list: ".o_data_row:contains(Count the stock)",
+};
+
+registry.category("web_tour.tours").add("job_worker_views", {
+    steps: () =>
+        Object.entries(VIEWS).flatMap(([view, content]) => [
+            { trigger: `.o_switch_view.o_${view}`, run: "click" },
+            { trigger: `.o_switch_view.o_${view}.active` },
+            { trigger: content },
+        ]),
+});
+
+registry.category("web_tour.tours").add("job_worker_own_jobs_only", {
+    steps: () => [
+        { trigger: ".o_data_row:contains(My export)" },
+        { trigger: ".o_list_view:not(:contains(Somebody else's))" },
+        { trigger: ".o_menu_sections:contains(Errors):not(:contains(Channels)):not(:contains(Workers))" },
+        ...OPEN_ROW("My export"),
+        { trigger: "button[name=button_requeue]", run: "click" },
+        { trigger: CURRENT("pending") },
+    ],
+});
+
 registry.category("web_tour.tours").add("job_worker_cancel_running_job", {
     steps: () => [
         ...OPEN_ROW("Count every grain"),
