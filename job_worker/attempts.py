@@ -6,9 +6,10 @@ from datetime import timedelta
 from . import queries
 from .error_origin import error_origin
 from .exception import RetryableJobError
-from .lifecycle import MAX_BACKOFF_SECONDS, after_failure, move
+from .lifecycle import MAX_BACKOFF_SECONDS, NextTry, after_failure, move
 
 MAX_ERROR_CHARACTERS = 100_000
+CANCELLED_TEXT = "Cancelled while it was running."
 LONGEST_DELAY_SECONDS = 100 * 365 * 86400
 
 
@@ -26,7 +27,8 @@ def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACK
     :param error: an exception, or a text
     :param str outcome: of the attempt, see ``queue.job.attempt``
     :param float duration: of the attempt, in seconds
-    :return: what follows, or ``None`` if the attempt did not own the job any more
+    :return: what follows, also if the job was asked to stop meanwhile, or ``None`` if the attempt did not own the job
+        any more
     :rtype: ~.lifecycle.NextTry or None
     """
     wish = error if isinstance(error, RetryableJobError) else RetryableJobError("")
@@ -40,19 +42,35 @@ def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACK
     text = error_text(error)
     error_class, error_place = error_origin(error)
     queries.record_attempt(cr, job.id, job.claim_seq, outcome, following.attempts > job.attempts, duration, text)
-    moved = move(
+    moved, stopped = _move_or_stop(
         cr,
         following.transition,
-        [job.id],
-        claim_seqs=[job.claim_seq],
+        [job],
+        duration,
         attempts=following.attempts,
         delay=following.delay,
         exc_info=text,
         error_class=error_class,
         error_place=error_place,
-        duration=duration,
     )
-    return following if moved else None
+    return NextTry("stop", job.attempts, 0) if stopped else following if moved else None
+
+
+def _move_or_stop(cr, transition, jobs, duration=0.0, **params):
+    """End attempts by a transition, or by cancelling where the job was asked to stop.
+
+    :return: ``(ids of the jobs that moved, ids of those that were cancelled)``
+    """
+    owned = {job.id: job.claim_seq for job in jobs}
+    moved = move(cr, transition, owned, claim_seqs=list(owned.values()), duration=duration, **params)
+    for job_id in moved:
+        del owned[job_id]
+    stopped = _cancel(cr, owned, duration) if owned else []
+    return moved, stopped
+
+
+def _cancel(cr, owned, duration):
+    return move(cr, "stop", owned, claim_seqs=list(owned.values()), duration=duration, exc_info=CANCELLED_TEXT)
 
 
 def _as_delay(seconds):
@@ -69,9 +87,8 @@ def stop(cr, job, duration=0.0):
 
     :return: whether the attempt still owned the job
     """
-    text = "Cancelled while it was running."
-    queries.record_attempt(cr, job.id, job.claim_seq, "cancelled", False, duration, text)
-    return bool(move(cr, "stop", [job.id], claim_seqs=[job.claim_seq], duration=duration, exc_info=text))
+    queries.record_attempt(cr, job.id, job.claim_seq, "cancelled", False, duration, CANCELLED_TEXT)
+    return bool(_cancel(cr, {job.id: job.claim_seq}, duration))
 
 
 def give_back(cr, job, duration):
@@ -87,12 +104,13 @@ def give_back(cr, job, duration):
 
 
 def give_back_unbegun(cr, jobs):
-    """Let jobs be claimed again that were claimed and not begun.
+    """Let jobs be claimed again that were claimed and not begun; those that were asked to stop are cancelled.
 
     :param jobs: each has ``id`` and ``claim_seq``
     :return: ids of those that were still owned
     """
-    return move(cr, "give_back", [job.id for job in jobs], claim_seqs=[job.claim_seq for job in jobs]) if jobs else []
+    moved, stopped = _move_or_stop(cr, "give_back", jobs) if jobs else ([], [])
+    return moved + stopped
 
 
 def postpone(cr, job, reason, delay, *, duration=0.0, database_failure=False):
@@ -104,14 +122,7 @@ def postpone(cr, job, reason, delay, *, duration=0.0, database_failure=False):
     """
     text = error_text(reason)
     queries.record_attempt(cr, job.id, job.claim_seq, "given_back", False, duration, text)
-    return bool(
-        move(
-            cr,
-            "postpone",
-            [job.id],
-            claim_seqs=[job.claim_seq],
-            delay=delay,
-            exc_info=text,
-            database_failure=int(database_failure),
-        )
+    moved, stopped = _move_or_stop(
+        cr, "postpone", [job], duration, delay=delay, exc_info=text, database_failure=int(database_failure)
     )
+    return bool(moved or stopped)

@@ -27,11 +27,13 @@ class Transition:
     :param sources: states it may start from
     :param target: state it leads to
     :param writes: SQL of what it writes besides ``state``; its ``%(…)s`` are the parameters of :func:`move`
+    :param unless_cancelled: not for a running job that was asked to stop
     """
 
     sources: tuple
     target: str
     writes: str
+    unless_cancelled: bool = False
 
     @property
     def set_clause(self):
@@ -65,20 +67,25 @@ TRANSITIONS = {
     ),
     "finish": Transition((STARTED,), DONE, f"{_RAN}, completed_at = {NOW}, result = %(result)s, exc_info = NULL"),
     "retry": Transition(
-        (STARTED,), PENDING, f"{_UNCLAIMED}, {_AFTER_DELAY}, attempts = %(attempts)s, exc_info = %(exc_info)s"
+        (STARTED,),
+        PENDING,
+        f"{_UNCLAIMED}, {_AFTER_DELAY}, attempts = %(attempts)s, exc_info = %(exc_info)s",
+        unless_cancelled=True,
     ),
     "fail": Transition(
         (STARTED,),
         FAILED,
         f"{_RAN}, completed_at = {NOW}, attempts = %(attempts)s, exc_info = %(exc_info)s, scheduled_at = NULL,"
         f" {_RAISED}",
+        unless_cancelled=True,
     ),
-    "give_back": Transition((STARTED,), PENDING, f"{_UNCLAIMED}, is_due = true"),
+    "give_back": Transition((STARTED,), PENDING, f"{_UNCLAIMED}, is_due = true", unless_cancelled=True),
     "postpone": Transition(
         (STARTED,),
         PENDING,
         f"{_UNCLAIMED}, {_AFTER_DELAY}, exc_info = %(exc_info)s, "
         "database_failures = database_failures + %(database_failure)s",
+        unless_cancelled=True,
     ),
     "stop": Transition((STARTED,), CANCELLED, f"{_RAN}, cancelled_at = {NOW}, exc_info = %(exc_info)s"),
     # by what happened to the parents
@@ -115,6 +122,7 @@ _MOVE = {
     name: (
         f"UPDATE queue_job SET {step.set_clause}"
         f" WHERE id = ANY(%(ids)s) AND state IN ({', '.join(map(repr, step.sources))})"
+        f"{' AND NOT cancel_requested' if step.unless_cancelled else ''}"
     )
     for name, step in TRANSITIONS.items()
 }
@@ -164,7 +172,7 @@ def wake_workers(cr, claimable=()):
 class NextTry:
     """What follows an attempt that failed.
 
-    :param transition: ``"retry"`` or ``"fail"``
+    :param transition: ``"retry"``, ``"fail"``, or ``"stop"`` where the job was to be cancelled
     :param attempts: the job's new count of attempts
     :param delay: seconds until the next try
     """

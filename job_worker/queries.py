@@ -39,6 +39,11 @@ def listen(cr):
     cr.execute(f"LISTEN {WAKE_UP}")
 
 
+def ping(cr):
+    """Ask for an answer."""
+    cr.execute("SELECT 1", log_exceptions=False)
+
+
 def read_committed(cr):
     """Let each statement of this transaction, which has had none yet, see what was committed before it."""
     cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
@@ -349,7 +354,7 @@ def put_first(cr, ids):
         """
         UPDATE queue_job job
            SET scheduled_at = NULL, is_due = true,
-               priority = least(priority, (SELECT priority - 1 FROM queue_job head
+               priority = least(priority, (SELECT greatest(priority, -2147483647) - 1 FROM queue_job head
                                             WHERE head.state = 'pending' AND head.is_due AND head.channel = job.channel
                                             ORDER BY channel, priority LIMIT 1))
          WHERE id = ANY(%s) AND state = 'pending'
@@ -453,6 +458,8 @@ def register_worker(cr, values):
                                   last_heartbeat, state, pause_requested, create_date, write_date)
         VALUES (%(name)s, %(hostname)s, %(pid)s, %(version)s, %(databases)s, %(slots)s, 0, 0, {NOW}, {NOW}, 'running',
                 false, {NOW}, {NOW})
+            -- the first try may have been committed and not answered
+            ON CONFLICT (name) DO UPDATE SET state = 'running', last_heartbeat = excluded.last_heartbeat
         """,
         values,
     )
@@ -499,7 +506,7 @@ def bury_workers(cr, stale_after_seconds, name=None):
 
 
 def upkeep_due(cr, stale_after_seconds):
-    """Whether there is something to recover, and whether there are waiting jobs to look after.
+    """Whether there is something to recover, whether there are waiting jobs to look after, and the server's time.
 
     Indexes: queue_job_running_idx, queue_job_waiting_idx.
     """
@@ -511,7 +518,7 @@ def upkeep_due(cr, stale_after_seconds):
                         WHERE running.state = 'started' AND COALESCE(worker.state, 'dead') = 'dead'
                           AND (running.worker_id IS NOT NULL
                                OR running.started_at < {NOW} - make_interval(secs => %(stale)s))),
-               EXISTS (SELECT FROM queue_job WHERE state = 'waiting')
+               EXISTS (SELECT FROM queue_job WHERE state = 'waiting'), extract(epoch FROM clock_timestamp())::float
         """,
         {"stale": stale_after_seconds},
     )
@@ -530,7 +537,7 @@ def orphaned_jobs(cr, stale_after_seconds, count):
         f"""
         SELECT job.id, job.claim_seq, job.worker_id, orphan.begun, job.attempts, job.max_retries, job.cancel_requested,
                job.exc_info, extract(epoch FROM {NOW} - job.started_at)::float
-          FROM (SELECT running.id,
+          FROM (SELECT running.id, running.claim_seq,
                        row_number() OVER (PARTITION BY worker_id ORDER BY claim_seq)
                            <= COALESCE(worker.slots, 2147483647) AS begun
                   FROM queue_job running
@@ -538,7 +545,7 @@ def orphaned_jobs(cr, stale_after_seconds, count):
                  WHERE running.state = 'started' AND COALESCE(worker.state, 'dead') = 'dead'
                    AND (running.worker_id IS NOT NULL
                         OR running.started_at < {NOW} - make_interval(secs => %(stale)s))) orphan
-          JOIN queue_job job ON job.id = orphan.id AND job.state = 'started'
+          JOIN queue_job job ON job.id = orphan.id AND job.state = 'started' AND job.claim_seq = orphan.claim_seq
          ORDER BY orphan.begun, job.id LIMIT %(count)s
            FOR NO KEY UPDATE OF job SKIP LOCKED
         """,

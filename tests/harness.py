@@ -131,6 +131,24 @@ class Database:
         return self.query(sql, *params)[0][0]
 
     @contextmanager
+    def locked(self, *job_ids):
+        """Another session holds the rows of jobs, as a request that changes them and is not committed yet."""
+        server = self.server
+        connection = psycopg2.connect(
+            dbname=self.name,
+            host=server.get("PGHOST"),
+            port=server.get("PGPORT"),
+            user=server.get("PGUSER"),
+            application_name="tests",
+        )
+        try:
+            with connection.cursor() as cr:
+                cr.execute("SELECT FROM queue_job WHERE id = ANY(%s) FOR NO KEY UPDATE", (list(job_ids),))
+            yield
+        finally:
+            connection.close()
+
+    @contextmanager
     def env(self):
         """Environment of the superuser, committed at the end."""
         for option in ("host", "port", "user"):

@@ -9,6 +9,7 @@ from tests.harness import Worker, ticks, wait_until, worker_thread  # first: it 
 
 from odoo.addons.job_worker.lifecycle import move  # isort: skip
 from odoo.addons.job_worker.queries import read_committed  # isort: skip
+from odoo.addons.job_worker.worker import claiming  # isort: skip
 from odoo.addons.job_worker.worker.pool import Pool  # isort: skip
 
 
@@ -170,6 +171,40 @@ def test_jobs_that_become_claimable_behind_the_horizon_are_found(db, listen):
             move_all(db, "cancel", left)
     finally:
         snapshot.close()
+
+
+def test_jobs_that_somebody_is_changing_hold_up_nobody(db):
+    """Neither those behind them in their channel, nor those of other channels."""
+    best = db.enqueue("job_nothing", [()] * 30, priority=1)
+    db.enqueue("job_ledger", [(f"root:{number}",) for number in range(20)])
+    db.enqueue("job_ledger", [(f"other:{number}",) for number in range(20)], channel="other")
+    with db.locked(*best), worker_thread(db, concurrency=1):
+        wait_until(lambda: len(runs(db, "root")) == len(runs(db, "other")) == 20, what="the others run")
+        assert db.states() == {"done": 40, "pending": 30}
+
+
+def test_a_job_moved_or_rescheduled_while_it_is_being_claimed_is_not_started(db, monkeypatch):
+    """The change commits between the claim's choice and its lock on the row."""
+    set_limit(db, "paused", 0)
+    moved, later = db.enqueue_one("job_ledger", "moved"), db.enqueue_one("job_ledger", "later")
+    sql, types = claiming._STATEMENTS["claim"]
+    lock = (
+        "), locked AS MATERIALIZED (",
+        "), pause AS MATERIALIZED (SELECT pg_sleep(1) FROM best LIMIT 1), locked AS MATERIALIZED (",
+    )
+    slow = sql.replace(*lock).replace(
+        "AND channel = (SELECT channel FROM best",
+        "AND (SELECT count(*) FROM pause) >= 0 AND channel = (SELECT channel FROM best",
+    )
+    monkeypatch.setitem(claiming._STATEMENTS, "claim", (slow, types))
+    with worker_thread(db):
+        wait_until(lambda: db.sessions("wait_event = 'PgSleep'"), what="a claim has chosen")
+        with db.env() as env:
+            env["queue.job"].browse(moved).channel = "paused"
+            env["queue.job"].browse(later).eta = "2099-01-01 00:00:00"
+        for _tick in ticks(3, 0.5):
+            pass
+    assert db.states() == {"pending": 2}
 
 
 def test_short_jobs_claimed_ahead_do_not_starve_a_better_job_of_a_narrow_channel(db):

@@ -23,7 +23,7 @@ def plans(db: Database, channels):
     claiming = Claiming(prepared=True)
     connection = Connection(db.name, claiming.prepare)
     finish = {"id": 1, "claim_seq": 1, "result": None, "duration": 1.0}
-    parameters = {"worker": "nobody", "count": 66, "free": 2, **claiming._known(channels)}
+    parameters = {"worker": "nobody", "count": 66, "further": 0, "free": 2, **claiming._known(channels)}
     try:
         with connection.transaction() as cr:
             for name, more in (("open", {"discover": True}), ("open", {"discover": False}), ("claim", {})):

@@ -2,7 +2,11 @@
 
 import psycopg2
 
-from tests.harness import STALE_AFTER, wait_until, worker_thread
+from tests.harness import STALE_AFTER, ticks, wait_until, worker_thread  # first: it puts the addons on the path
+
+from odoo.addons.job_worker import queries  # isort: skip
+from odoo.addons.job_worker.delay import chain  # isort: skip
+from odoo.addons.job_worker.lifecycle import move  # isort: skip
 
 CLAIM = (
     "UPDATE queue_job SET state = 'started', worker_id = %s, claim_seq = nextval('queue_job_claim_seq'),"
@@ -106,3 +110,36 @@ def test_a_worker_killed_between_commit_and_promotion_leaves_a_child_that_is_pro
         db.wait_until_drained(20)
     assert db.states() == {"done": 2}
     assert db.ledger() == {"child": 1}
+
+
+def test_a_child_that_somebody_is_changing_does_not_silence_the_workers(db):
+    """They look after waiting jobs and give signs of life in the same thread."""
+    with db.env() as env:
+        target = env["test.job.target"]
+        jobs = chain(target.delayable().job_nothing(), target.delayable().job_nothing()).delay()
+        parent, child = jobs.ids
+        move(env.cr, "run_now", [parent])
+        move(env.cr, "finish", [parent], duration=0, result=None)
+    with worker_thread(db):
+        with db.locked(child):
+            for _tick in ticks(3 * STALE_AFTER, 0.5):
+                age = (
+                    "SELECT extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - last_heartbeat) FROM queue_worker"
+                )
+                assert db.value(age) < STALE_AFTER
+            assert db.job(child)["state"] == "waiting"
+        db.wait_for_state(child, "done")
+
+
+def test_a_jump_of_the_servers_clock_buries_nobody_at_once(db, monkeypatch):
+    jump = 0
+    upkeep_due = queries.upkeep_due
+    monkeypatch.setattr(queries, "upkeep_due", lambda *args: (*upkeep_due(*args)[:2], upkeep_due(*args)[2] + jump))
+    with worker_thread(db):
+        for _tick in ticks(1.5, 0.5):  # it has looked at the clock
+            pass
+        jump = 90
+        add_worker(db, "another", age=90)
+        for _tick in ticks(2, 0.5):
+            assert "another" in db.workers()
+        wait_until(lambda: "another" not in db.workers(), what="a worker that does not report is taken for dead")

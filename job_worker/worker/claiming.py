@@ -23,6 +23,9 @@ DISCOVER_SECONDS = 1.0
 MAX_DISCOVER_SHARE = 0.1
 # With more channels than this their horizons are not worth what it takes to pass them to and fro.
 MAX_KNOWN_CHANNELS = 200
+# How many jobs more than wanted to look at, once all of the best turned out to be locked by somebody.
+FIRST_FURTHER = 8
+MOST_FURTHER = 1024
 _LOCK_SPACE = 0x6A6F62  # "job": first key of the advisory locks of channels
 
 # The order of claims: as queue_job_claim_idx has it.
@@ -74,7 +77,7 @@ WITH RECURSIVE known AS MATERIALIZED (SELECT * FROM {_KNOWN}
        AND (COALESCE(rate_limit, 0) = 0 OR COALESCE({_RECENT_STARTS}, 0) < {_RATE_CAP})
        AND COALESCE("limit", 1) > (
            SELECT running FROM ({_RUNNING.format(channel="best.channel", running_from="known.running_from")}) running)
-     LIMIT %(count)s
+     LIMIT %(count)s + %(further)s
 ), open AS MATERIALIZED (
     SELECT channel, throttled, pg_try_advisory_xact_lock({_LOCK_SPACE}, hashtext(channel)) AS locked FROM unblocked
 )
@@ -95,46 +98,59 @@ SELECT extract(epoch FROM least(
        EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))
 """
 
-# The seats of each locked channel, the best jobs that fit in them, then the rows themselves, unless somebody is
-# changing them; numbered in the order in which they are to run. Index: queue_job_claim_idx from the horizon, or from
-# the first entry of a channel that is new to the worker.
+# The room in each locked channel, the best jobs that fit in it and as many more as to look further, the rows of those
+# that nobody is changing, and of these the best that fit; numbered in the order in which they are to run.
+# Index: queue_job_claim_idx from the horizon, or from the first entry of a channel that is new to the worker.
 # Rows are looked up with ANY(ARRAY(…)), and children behind OFFSET 0: with statistics of an empty queue, a join may as
 # well read the whole table for it.
 _NUMBER = "(SELECT claim_seq FROM numbered WHERE numbered.id = job.id)"
 _CLAIMED = TRANSITIONS["claim"].set_clause.replace(NEXT_CLAIM, _NUMBER).replace("%(worker_id)s", "%(worker)s")
 _CLAIM = f"""
 WITH channel AS MATERIALIZED (
-    SELECT known.*, now_running.running_from AS oldest, COALESCE("limit", 1) - running AS seats,
-           CASE WHEN rate_limit > 0 THEN {_RATE_CAP} - COALESCE({_RECENT_STARTS}, 0) ELSE %(count)s END AS starts_left,
-           COALESCE(rate_limit, 0) = 0 AND COALESCE("limit", 1) - running >= 4 * %(count)s AS ample
+    SELECT known.*, now_running.running_from AS oldest, ample,
+           -- one more than there are free threads, to know that it is there
+           greatest(0, least(seats, starts_left, CASE WHEN ample THEN %(count)s ELSE %(free)s + 1 END)) AS room
       FROM {_KNOWN}
       LEFT JOIN queue_limit ON queue_limit.name = known.channel
       LEFT JOIN queue_limit_starts ON limit_id = queue_limit.id
      CROSS JOIN LATERAL ({_RUNNING.format(channel="known.channel", running_from="known.running_from")}) now_running
+     CROSS JOIN LATERAL (
+           SELECT COALESCE("limit", 1) - running AS seats,
+                  CASE WHEN rate_limit > 0 THEN {_RATE_CAP} - COALESCE({_RECENT_STARTS}, 0) ELSE %(count)s END
+                  AS starts_left,
+                  COALESCE(rate_limit, 0) = 0 AND COALESCE("limit", 1) - running >= 4 * %(count)s AS ample) seat
 ), best AS MATERIALIZED (
-    SELECT job.id, channel.oldest, channel.ample, row_number() OVER (ORDER BY job.priority, job.rank, job.id) AS place
+    SELECT job.id, channel.channel, oldest, ample, room,
+           row_number() OVER (ORDER BY job.priority, job.rank, job.id) AS place
       FROM channel
      CROSS JOIN LATERAL (
            SELECT id, priority, {_RANK} AS rank FROM queue_job
             WHERE {_CLAIMABLE} AND queue_job.channel = channel.channel
               AND (priority, {_RANK}, id) >= (channel.priority, channel.rank, channel.id)
             ORDER BY {_ORDER}
-            -- one more than there are free threads, to know that it is there
-            LIMIT greatest(0, least(seats, starts_left, CASE WHEN ample THEN %(count)s ELSE %(free)s + 1 END))
+            LIMIT CASE WHEN room > 0 THEN room + %(further)s ELSE 0 END
            ) job
      ORDER BY place
-     LIMIT %(count)s
-), chosen AS MATERIALIZED (
+     LIMIT %(count)s + %(further)s
+), locked AS MATERIALIZED (
+    -- What else the choice went by is asked again of a row that was changed since the snapshot.
+    SELECT id FROM queue_job
+     WHERE id = ANY(ARRAY(SELECT id FROM best)) AND {_CLAIMABLE}
+       AND channel = (SELECT channel FROM best WHERE best.id = queue_job.id)
+       FOR NO KEY UPDATE SKIP LOCKED
+), ranked AS MATERIALIZED (
+    SELECT id, oldest, ample, row_number() OVER (ORDER BY place) AS place
+      FROM (SELECT *, row_number() OVER (PARTITION BY channel ORDER BY place) AS seat
+              FROM best WHERE id IN (SELECT id FROM locked)) seated
+     WHERE seat <= room
+), numbered AS MATERIALIZED (
     -- Ahead of a free thread only where seats abound and starts are not counted, and nothing past a better job that may
     -- not be claimed ahead.
-    SELECT id, oldest, place FROM best
-     WHERE place < COALESCE((SELECT min(place) FROM best WHERE place > %(free)s AND NOT ample), 2147483647)
-), locked AS MATERIALIZED (
-    SELECT id FROM queue_job WHERE id = ANY(ARRAY(SELECT id FROM chosen)) AND state = 'pending'
-       FOR NO KEY UPDATE SKIP LOCKED
-), numbered AS MATERIALIZED (
     SELECT id, oldest, {NEXT_CLAIM} AS claim_seq
-      FROM (SELECT * FROM chosen WHERE id IN (SELECT id FROM locked) ORDER BY place OFFSET 0) ordered
+      FROM (SELECT * FROM ranked
+             WHERE place <= %(count)s
+               AND place < COALESCE((SELECT min(place) FROM ranked WHERE place > %(free)s AND NOT ample), 2147483647)
+             ORDER BY place OFFSET 0) chosen
 )
 UPDATE queue_job job SET {_CLAIMED}
  WHERE job.id = ANY(ARRAY(SELECT id FROM numbered))
@@ -164,6 +180,7 @@ UPDATE queue_job SET is_due = true
 RETURNING channel, priority, id
 """
 
+_WANTED_TYPES = {"worker": "text", "count": "int", "further": "int"}
 _KNOWN_TYPES = {
     "channels": "text[]",
     "priorities": "int[]",
@@ -172,8 +189,8 @@ _KNOWN_TYPES = {
     "running_from": "bigint[]",
 }
 _STATEMENTS = {
-    "open": (_OPEN_CHANNELS, {"worker": "text", "count": "int", "discover": "bool", **_KNOWN_TYPES}),
-    "claim": (_CLAIM, {"worker": "text", "count": "int", "free": "int", **_KNOWN_TYPES}),
+    "open": (_OPEN_CHANNELS, {**_WANTED_TYPES, "discover": "bool", **_KNOWN_TYPES}),
+    "claim": (_CLAIM, {**_WANTED_TYPES, "free": "int", **_KNOWN_TYPES}),
 }
 _BEGINNING = (-(2**31), "-infinity", 0)
 
@@ -196,6 +213,7 @@ class Claiming:
         self._running_from = {}
         self._discover_at = 0.0
         self._too_many = False
+        self._further = 0
         self._best_heard = None
 
     def prepare(self, cr):
@@ -204,8 +222,9 @@ class Claiming:
             cr.execute("; ".join(["SET plan_cache_mode = force_generic_plan", *self._prepare]))
 
     def forget(self):
-        """Look for all channels at the next claim."""
+        """Look for all channels at the next claim, and count all that runs."""
         self._discover_at = 0.0
+        self._running_from.clear()  # after a failover the numbers may have been set back
 
     def hear(self, payload):
         """Take the hint of a notification: which jobs became claimable; without one, look for all of them.
@@ -234,6 +253,7 @@ class Claiming:
         """
         discover = self._should_discover()
         parameters = {"worker": worker, "count": count, "discover": discover, **self._known(self._horizons)}
+        parameters["further"] = self._further
         begin = time.monotonic()
         cr.execute(self._sql["open"], parameters)
         due_in, channels, throttled, busy, queued, found, alive, modules_changing = cr.fetchone()
@@ -244,6 +264,11 @@ class Claiming:
         self._too_many = found is None
         self._horizons = {channel: tuple(key) for channel, *key in found or ()}
         return due_in, channels, throttled, busy, queued, alive, modules_changing
+
+    @property
+    def looks_further(self):
+        """Whether all the best jobs were being changed by somebody, and the next claim looks at more of them."""
+        return 0 < self._further < MOST_FURTHER
 
     def _should_discover(self):
         return self._too_many or len(self._horizons) > MAX_KNOWN_CHANNELS or time.monotonic() >= self._discover_at
@@ -257,8 +282,10 @@ class Claiming:
         :return: values of :class:`~.attempt.Claim`, in the order of the claims
         """
         parameters = {"worker": worker, "free": free, "count": count, **self._known(channels)}
+        parameters["further"] = self._further
         cr.execute(self._sql["claim"], parameters)
         rows = sorted(cr.fetchall(), key=lambda row: row[1])
+        self._further = 0 if rows else min(max(2 * self._further, FIRST_FURTHER), MOST_FURTHER)
         running_from = {}
         for row in rows:
             (job_id, claim_seq), channel, priority, (rank, oldest) = row[:2], row[6], row[7], row[-2:]

@@ -35,7 +35,6 @@ _SETTINGS = {
     "idle_in_transaction_session_timeout": f"{DEAD_AFTER_SECONDS}s",
     "statement_timeout": "60s",
 }
-_SESSION_OPTIONS = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
 
@@ -81,12 +80,14 @@ class Connection:
     :param str db_name: database
     :param on_open: called with a cursor each time the connection was opened
     :param bool session: what is set stays set; a pooler may give each transaction another session
+    :param more_settings: of the server, by name
     """
 
-    def __init__(self, db_name, on_open=None, session=True):
+    def __init__(self, db_name, on_open=None, session=True, **more_settings):
         self._db_name = db_name
         self._on_open = on_open
         self._session = session
+        self._settings = {**_SETTINGS, **more_settings}
         self._connection = None
         self._line = None
         self._waiting_since = None
@@ -106,7 +107,7 @@ class Connection:
             with self._connection, self._connection.cursor(cursor_factory=_TimedCursor) as cr:
                 cr.on_send = self._note_sending
                 if not self._session:
-                    queries.set_for_transaction(cr, _SETTINGS)
+                    queries.set_for_transaction(cr, self._settings)
                 yield cr
         except TROUBLE:
             self.close()
@@ -132,8 +133,9 @@ class Connection:
         if not self.is_open:
             self.close()
             _name, info = connection_info_for(self._db_name)
-            options = {"options": _SESSION_OPTIONS} if self._session else {}
-            self._connection = psycopg2.connect(**KEEPALIVES, **options, **info)
+            if self._session:
+                info = {**info, "options": " ".join(f"-c {name}={value}" for name, value in self._settings.items())}
+            self._connection = psycopg2.connect(**KEEPALIVES, **info)
             self._connection.set_session(isolation_level=ISOLATION_LEVEL_READ_COMMITTED)
             self._line = Line(self._connection)
             if self._on_open:

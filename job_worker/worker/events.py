@@ -47,13 +47,16 @@ def job_done(claim, duration):
     _logger.debug("job done: job=%s uuid=%s channel=%s duration=%.3f", claim.id, claim.uuid, claim.channel, duration)
 
 
+_FOLLOWING = {"fail": "failed", "retry": "to be retried", "stop": "failed, and was to be cancelled"}
+
+
 def job_failed(claim, following, error):
     """``following``: the :class:`~..lifecycle.NextTry`."""
     level = logging.ERROR if following.transition == "fail" else logging.WARNING
     _logger.log(
         level,
         "job %s: job=%s uuid=%s attempt=%s next_try=%ss error=%s",
-        "failed" if following.transition == "fail" else "to be retried",
+        _FOLLOWING[following.transition],
         claim.id,
         claim.uuid,
         following.attempts,
@@ -141,9 +144,12 @@ def database_dropped(database):
 
 def error_line(error):
     """Class and message of an exception, or the last line of a text, on one line."""
-    text = (
-        f"{type(error).__name__}: {error}"
-        if isinstance(error, BaseException)
-        else str(error).strip().rpartition("\n")[2]
-    )
+    try:
+        text = (
+            f"{type(error).__name__}: {error}"
+            if isinstance(error, BaseException)
+            else str(error).strip().rpartition("\n")[2]
+        )
+    except Exception:  # of a message that can't be told
+        text = type(error).__name__
     return " ".join(text.split())[:500]

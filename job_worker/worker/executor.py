@@ -106,7 +106,7 @@ class Executor:
                 raise AttemptLostError
             cr.finish(result, attempt.duration, begin_next=self._has_next() and not claim.has_children)
         except BaseException as error:
-            lost = cr is None or cr.broken or is_trouble(error)
+            lost = cr is None or cr.broken or (is_trouble(error) and not _is_anothers(error, cr))
             if lost or attempt.reason or isinstance(error, errors.InvalidSqlStatementName):
                 _discard(cr)  # of an interrupt, a cancel may still be on its way to the connection
             else:
@@ -227,7 +227,7 @@ def write_end(cr, attempt, error, max_backoff):
         owned = attempts.fail(cr, claim, error, outcome=outcome, duration=duration, max_backoff=max_backoff)
         if owned:
             events.job_failed(claim, owned, error)
-            ended = owned.transition == "fail"
+            ended = owned.transition != "retry"
     if not owned:
         events.attempt_lost(claim)
     return ended
@@ -255,6 +255,19 @@ def _await_start(attempt):
     """
     if attempt.claim.throttled:
         time.sleep(max(attempt.claim.claimed_at + START_AFTER_CLAIM_SECONDS - time.monotonic(), 0))
+
+
+def _is_anothers(error, cr):
+    """Whether it is another database that is in trouble, which the job turned to: ours still answers."""
+    if error.cursor is not None and error.cursor.connection is cr._cnx:
+        return False
+    try:
+        queries.ping(cr)
+    except errors.InFailedSqlTransaction:
+        return True
+    except psycopg2.Error:
+        return False
+    return True
 
 
 def _roll_back(cr):

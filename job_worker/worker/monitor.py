@@ -16,6 +16,7 @@ TICK_SECONDS = 0.5
 CHECK_ATTEMPTS_SECONDS = 1.0
 INTERRUPT_AGAIN_SECONDS = 0.5
 ABANDON_AFTER_SECONDS = 2.0
+LOCK_TIMEOUT = "2s"
 
 
 class Monitor:
@@ -31,7 +32,8 @@ class Monitor:
     def __init__(self, worker, session=True):
         self._worker = worker
         self._session = session
-        self._connection = Connection(worker.db_name, session=session)
+        # Somebody who holds a row for long must not keep the worker from giving signs of life.
+        self._connection = Connection(worker.db_name, session=session, lock_timeout=LOCK_TIMEOUT)
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(chore,), name=f"job_worker.{name}", daemon=True)
@@ -43,6 +45,7 @@ class Monitor:
         self._last_beat = time.monotonic()
         self._cut_off = False
         self._sweep_from = 0
+        self._clocks = None
 
     def start(self):
         for thread in self._threads:
@@ -160,10 +163,24 @@ class Monitor:
     def _recover(self):
         worker = self._worker
         with self._connection.transaction() as cr:
-            orphans, waiting = queries.upkeep_due(cr, worker.stale_after_seconds)
-        if orphans and recovery.recover_orphans(
+            orphans, waiting, server_time = queries.upkeep_due(cr, worker.stale_after_seconds)
+        if self._clock_jumped(server_time):
+            # All workers look dead at once, this one among them: give them time to report.
+            self._next_beat = 0.0
+            self._next_recovery = time.monotonic() + worker.stale_after_seconds
+        elif orphans and recovery.recover_orphans(
             self._connection, worker.stale_after_seconds, worker.max_backoff_seconds
         ):
             self._next_recovery = 0.0
         if waiting:
             self._sweep_from = recovery.sweep(self._connection, self._sweep_from)
+
+    def _clock_jumped(self, server_time):
+        """Whether the server's clock went on further than ours since the last look: it was set, the server is another
+        one, or this host stood still.
+        """
+        clocks, self._clocks = self._clocks, (server_time, time.monotonic())
+        if clocks is None:
+            return False
+        theirs, ours = (now - before for now, before in zip(self._clocks, clocks, strict=True))
+        return theirs - ours > self._worker.stale_after_seconds / 4

@@ -307,7 +307,7 @@ class QueueWorker:
             return 0 if self._mark_due() else LOCKED_SCHEDULE_WAIT_SECONDS
         if busy:
             return random.uniform(0.5, 1) * BUSY_CHANNEL_WAIT_SECONDS
-        if len(claims) == count:
+        if len(claims) == count or (channels and not claims and self._claiming.looks_further):
             return 0
         wait = min(self.poll_timeout, FULL_CHANNEL_WAIT_SECONDS) if queued and not claims else self.poll_timeout
         return wait if due_in is None else min(due_in, wait)

@@ -38,7 +38,7 @@ def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, h
                 error = WorkerDiedJobError(f"worker {job.worker_id} is gone: {known}")
                 text = "\n".join(filter(None, [exc_info, attempts.error_text(error)]))
                 following = attempts.fail(cr, job, text, outcome="died", duration=duration, max_backoff=max_backoff)
-                if following and following.transition == "fail":
+                if following and following.transition != "retry":
                     failed.append(job.id)
     if recovered:
         events.jobs_recovered(recovered)

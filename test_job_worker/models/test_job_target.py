@@ -12,7 +12,16 @@ from odoo.exceptions import UserError
 
 from odoo.addons.job_worker.exception import FailedJobError, JobError, RetryableJobError
 
+
+class UntellableError(Exception):
+    """Fails again where its message is asked for."""
+
+    def __str__(self):
+        raise ValueError("no message")
+
+
 ERRORS = {
+    "untellable": UntellableError,
     "job": lambda: JobError("a job error"),
     "failed": lambda: FailedJobError("a failed job error"),
     "retryable": lambda: RetryableJobError("a retryable error"),
@@ -200,3 +209,12 @@ class TestJobTarget(models.Model):
     def _database_time(self):
         self.env.cr.execute("SELECT extract(epoch FROM clock_timestamp())::float")
         return self.env.cr.fetchone()[0]
+
+    def job_sleep_then_fail(self, seconds):
+        """Sleep in C, then raise an error."""
+        time.sleep(seconds)
+        raise ValueError("a value error")
+
+    def job_connect_elsewhere(self):
+        """Turn to a PostgreSQL server that is not there."""
+        psycopg2.connect(host="/nonexistent", dbname="nowhere")

@@ -1,0 +1,30 @@
+"""A job that was cancelled while it ran does not run again, whatever else happens to its attempt."""
+
+from tests.harness import wait_until, worker_thread
+
+
+def cancel(db, *job_ids):
+    with db.env() as env:
+        env["queue.job"].browse(job_ids).button_cancelled()
+
+
+def test_a_job_that_fails_after_it_was_cancelled_is_not_tried_again(db):
+    job = db.enqueue_one("job_sleep_then_fail", 0.9)
+    with worker_thread(db):
+        db.wait_for_state(job, "started")
+        cancel(db, job)
+        db.wait_for_state(job, "cancelled")
+    assert db.value("SELECT attempts FROM queue_job WHERE id = %s", job) == 0
+
+
+def test_jobs_cancelled_while_they_are_claimed_ahead_are_not_run(db):
+    db.enqueue("job_nothing", [()] * 300)
+    with worker_thread(db, concurrency=1) as worker:
+        db.wait_until_drained()
+        db.enqueue_one("job_ledger", "long", 3, priority=1)
+        ahead = db.enqueue("job_ledger", [(f"ahead:{number}",) for number in range(5)])
+        wait_until(lambda: worker.pool.has_waiting, what="jobs are claimed ahead")
+        cancel(db, *ahead)
+        db.wait_until_drained()
+    assert set(db.ledger()) == {"long"}
+    assert db.states() == {"done": 301, "cancelled": 5}
