@@ -100,7 +100,9 @@ class Run:
         queries.read_committed(cr)
         claim = SimpleNamespace(id=self.jobs[node], claim_seq=self.claims[node], attempts=5, max_retries=5)
         if outcome == "failed":
-            attempts.fail(cr, claim, "boom")
+            following = attempts.fail(cr, claim, "boom")
+            if following.transition == "stop":  # the user had asked to cancel it
+                outcome = "cancelled"
         elif outcome == "cancelled":
             attempts.stop(cr, claim)
         else:
