@@ -101,6 +101,7 @@ class QueueWorker:
         self._paused = False
         self._pause_asked = False
         self._pause_reason = None
+        self._superseded = False
         self._buried = False
         self.connection = Connection(db_name, self._prepare_connection, session=listen)
         self._claiming = Claiming(prepared=listen)
@@ -331,6 +332,7 @@ class QueueWorker:
         :return: seconds until the next step
         """
         if self._on_registry_changed:
+            self._superseded = True  # else it would claim what it has just given back, again and again
             self._on_registry_changed()
             return self.poll_timeout
         Registry(self.db_name).check_signaling()
@@ -358,6 +360,8 @@ class QueueWorker:
     # --- pausing -----------------------------------------------------------------------------------------------------
 
     def _is_paused(self):
+        if self._superseded:
+            return True
         if self._paused or self._pause_asked:
             self._give_back(self.pool.take_waiting(), "paused")
             self._set_pause_reason("asked to")
