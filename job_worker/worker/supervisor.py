@@ -257,7 +257,7 @@ class Supervisor:
 
     def _enforce_pulse(self):
         """Kill what does not answer any more: a job holds the interpreter, so no timeout and no signal gets through."""
-        # just before others take its jobs: its successor can say how it ended
+        # about when others begin to take its jobs: mostly its successor is first, and can say how it ended
         limit = max(
             SHORTEST_SILENCE_SECONDS, self.options.stale_after_seconds - self.options.heartbeat_interval_seconds
         )
