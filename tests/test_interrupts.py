@@ -101,3 +101,17 @@ def test_a_job_that_exits_the_interpreter_fails_alone(db):
         assert "SystemExit" in db.wait_for_state(job, "failed", timeout=15)["exc_info"]
         healthy = db.enqueue_one("job_ledger", "healthy")
         db.wait_for_state(healthy, "done")
+
+
+def test_a_job_that_holds_the_interpreter_costs_its_process_and_fails_by_its_retries(db):
+    impatient = {"JOB_WORKER_SHORTEST_SILENCE": "1"}
+    with Worker(db, times={"stale-after": 5}, environment=impatient) as worker:
+        holding = db.enqueue_one("job_hold_gil", timeout=1, max_retries=1)
+        db.wait_for_state(holding, "started")
+        healthy = db.enqueue_one("job_ledger", "healthy")
+        db.wait_for_state(healthy, "done")
+        failed = db.wait_for_state(holding, "failed")
+        assert failed["attempts"] == 2
+        assert "SIGKILL: it did not answer for 4 s" in failed["exc_info"]
+        assert worker.stop() == 0
+    assert db.ledger() == {"healthy": 1}

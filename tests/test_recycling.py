@@ -1,9 +1,18 @@
 """Processes are replaced by what they used, and killed for what they must not use, without losing a job."""
 
+import signal
+
 import pytest
 
 from tests.faults import keys
 from tests.harness import Worker, wait_until
+
+
+def change_modules(db):
+    """What an installation or upgrade does at its end."""
+    with db.env() as env:
+        env.registry.registry_invalidated = True
+        env.registry.signal_changes()
 
 
 @pytest.mark.parametrize(
@@ -29,7 +38,7 @@ def test_a_process_is_replaced_when_it_has_done_enough(db, option, reason):
 def test_a_process_over_the_hard_limit_is_killed_and_its_job_says_so(db):
     job = db.enqueue_one("job_map", 900, 60, max_retries=1)
     with Worker(db, f"--limit-memory-hard={700 * 2**20}", "--limit-memory-soft=0") as worker:
-        assert "SIGKILL" in db.wait_for_state(job, "failed")["exc_info"]
+        assert "SIGKILL: memory" in db.wait_for_state(job, "failed")["exc_info"]
         assert worker.logged("worker process killed") == 2
         healthy = db.enqueue_one("job_ledger", "healthy")
         db.wait_for_state(healthy, "done")
@@ -41,9 +50,7 @@ def test_a_long_job_of_the_old_code_finishes_beside_the_new_program(db):
     with Worker(db) as worker:
         db.wait_for_state(slow, "started")
         (old,) = worker.children()
-        with db.env() as env:
-            env.registry.registry_invalidated = True
-            env.registry.signal_changes()
+        change_modules(db)
         db.enqueue("job_ledger", [(key,) for key in keys(20)])
         wait_until(lambda: worker.logged("starts anew"), what="a new program")
         wait_until(lambda: db.unfinished() == 1, what="the new process works")
@@ -54,3 +61,33 @@ def test_a_long_job_of_the_old_code_finishes_beside_the_new_program(db):
         assert worker.stop() == 0
     db.count(["slow", *keys(20)]).check()
     assert db.value("SELECT max(attempts) FROM queue_job") == 0
+
+
+def test_a_new_program_that_is_stopped_before_it_has_loaded_waits_for_the_old_process(db):
+    slow = db.enqueue_one("job_ledger", "slow", 12)
+    with Worker(db) as worker:
+        db.wait_for_state(slow, "started")
+        change_modules(db)
+        db.enqueue_one("job_ledger", "quick")
+        wait_until(lambda: worker.logged("starts anew"), what="a new program")
+        started = worker.logged("worker process started")
+        assert worker.stop() == 0
+        assert db.job(slow)["state"] == "done"
+        assert worker.logged("worker process started") == started
+
+
+def test_a_pause_outlives_the_program_that_was_told(db):
+    slow = db.enqueue_one("job_ledger", "slow", 3)
+    with Worker(db) as worker:
+        db.wait_for_state(slow, "started")
+        change_modules(db)
+        db.enqueue_one("job_ledger", "quick")
+        wait_until(lambda: worker.logged("recycles itself"), what="a process notices")
+        worker.signal(signal.SIGUSR1)
+        wait_until(lambda: worker.logged("starts anew"), what="a new program")
+        before = worker.logged("claiming paused")
+        wait_until(lambda: worker.logged("claiming paused") > before, what="its process pauses")
+        job = db.enqueue_one("job_ledger", "paused")
+        assert db.job(job)["state"] == "pending"
+        worker.signal(signal.SIGUSR2)
+        db.wait_for_state(job, "done")

@@ -40,6 +40,19 @@ def test_a_second_sigterm_gives_running_jobs_back_uncounted(db, stuck):
     assert_given_back(db, running)
 
 
+def test_a_second_sigterm_ends_the_service_while_a_job_holds_the_interpreter(db):
+    with Worker(db, processes=2, concurrency=1) as worker:
+        worker.wait_until_ready()
+        holding = db.enqueue_one("job_hold_gil")
+        db.wait_for_state(holding, "started")
+        worker.signal(signal.SIGTERM)
+        wait_until(lambda: worker.logged("worker stopping"), what="the other process drains")
+        assert worker.stop(timeout=15) == 0
+        assert worker.logged("worker process killed") == 1
+    with Worker(db):
+        wait_until(lambda: outcomes(db, holding) == ["died"], what="another worker takes the job back")
+
+
 def test_the_shutdown_timeout_gives_running_jobs_back_uncounted(db):
     running = db.enqueue_one("job_ledger_then", "stuck", "job_sleep_in_database", 60)
     with Worker(db, "--shutdown-timeout=1") as worker:
@@ -70,6 +83,19 @@ def test_sigusr1_pauses_and_sigusr2_resumes(db):
         worker.signal(signal.SIGUSR2)
         db.wait_for_state(job, "done")
         assert worker.logged("claiming resumed") == 1
+
+
+def test_the_successor_of_a_process_that_died_stays_paused(db):
+    with Worker(db) as worker:
+        worker.wait_until_ready().signal(signal.SIGUSR1)
+        wait_until(lambda: worker.logged("claiming paused"), what="it pauses")
+        (paused,) = worker.children()
+        job = db.enqueue_one("job_ledger", "paused")
+        os.kill(paused, signal.SIGKILL)
+        wait_until(lambda: worker.logged("claiming paused") == 2, what="its successor pauses")
+        assert db.job(job)["state"] == "pending"
+        worker.signal(signal.SIGUSR2)
+        db.wait_for_state(job, "done")
 
 
 def test_a_pause_asked_for_in_the_database_is_followed_within_a_heartbeat(db):

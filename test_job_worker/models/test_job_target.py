@@ -2,6 +2,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import re
 import socket
 import time
 
@@ -205,6 +206,10 @@ class TestJobTarget(models.Model):
     def job_enqueue(self, key, channel="root"):
         """A job that stores a job."""
         return self.with_delay(channel=channel).job_ledger(key).id
+
+    def job_hold_gil(self):
+        """Never come back, in C, and let no other thread of the process run."""
+        re.match(r"(a+)+$", "a" * 64 + "b")
 
     def _database_time(self):
         self.env.cr.execute("SELECT extract(epoch FROM clock_timestamp())::float")
