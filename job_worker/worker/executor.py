@@ -105,6 +105,7 @@ class Executor:
             if not attempt.settle():
                 raise AttemptLostError
             cr.finish(result, attempt.duration, begin_next=self._has_next() and not claim.has_children)
+            attempt.committed()
         except BaseException as error:
             lost = cr is None or cr.broken or is_trouble(error)
             if lost or attempt.reason or isinstance(error, errors.InvalidSqlStatementName):

@@ -1,5 +1,6 @@
 import contextlib
 import ctypes
+import logging
 import mmap
 import os
 import socket
@@ -11,6 +12,8 @@ from odoo import fields, models
 from odoo.exceptions import UserError
 
 from odoo.addons.job_worker.exception import FailedJobError, JobError, RetryableJobError
+
+_logger = logging.getLogger(__name__)
 
 ERRORS = {
     "job": lambda: JobError("a job error"),
@@ -108,6 +111,18 @@ class TestJobTarget(models.Model):
         """Write to the ledger and succeed, but fail in what is to follow the commit."""
         self.job_ledger(key)
         self.env.cr.postcommit.add(lambda: self.job_fail())
+
+    def job_hang_after_commit(self, key, seconds):
+        """Write to the ledger and succeed, but wait for long in what is to follow the commit."""
+        self.job_ledger(key)
+        self.env.cr.postcommit.add(lambda: time.sleep(seconds))
+
+    def job_log(self, seconds):
+        """Log a line again and again."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            _logger.warning("still at it")
+            time.sleep(0.01)
 
     def job_map(self, mebibytes, seconds):
         """Take memory that the limit of the process's own does not count."""
