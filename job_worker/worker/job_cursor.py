@@ -1,5 +1,6 @@
 """The cursor that jobs run on: open from job to job, each in a transaction of its own."""
 
+import re
 from contextlib import contextmanager
 
 from odoo.sql_db import Cursor, connection_info_for
@@ -8,6 +9,9 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from .. import queries
 from .connection import KEEPALIVES, Line
+
+# Statements that would commit past the fence.
+_COMMIT = re.compile(r"\s*(?:COMMIT|END)\b", re.IGNORECASE)
 
 
 class AttemptLostError(Exception):
@@ -90,6 +94,21 @@ class JobCursor(Cursor):
                 self._send(queries.BEGIN)
             self.postcommit.run()
             self.rollback()
+
+    def execute(self, query, params=None, log_exceptions=True):
+        """As Odoo's, but it does not let SQL end the transaction.
+
+        :raise RuntimeError: the statement is a ``COMMIT`` and was not sent; or it ended the transaction in another way,
+            and what follows is in a new one
+        """
+        if _COMMIT.match(query if isinstance(query, str) else getattr(query, "code", "")):
+            raise RuntimeError("a job can't commit in SQL: use env.cr.commit()")
+        try:
+            return super().execute(query, params, log_exceptions)
+        finally:
+            if self._is_idle():
+                self._send(queries.BEGIN)
+                raise RuntimeError("a job can't end its transaction in SQL: use env.cr.commit() or env.cr.rollback()")
 
     def commit(self):
         """For job code that commits by itself: it may, while its attempt owns the job.

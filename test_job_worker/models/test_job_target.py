@@ -187,6 +187,18 @@ class TestJobTarget(models.Model):
         self.env.cr.commit()  # pylint: disable=invalid-commit
         self.job_ledger(f"{key}:second")
 
+    def job_end_transaction(self, key, sql):
+        """Try to end the transaction in SQL, go on as if nothing had been, and fail."""
+        self.job_ledger(f"{key}:first")
+        with contextlib.suppress(Exception):
+            self.env.cr.execute(sql)
+        self.job_ledger(f"{key}:second")
+        self.job_fail()
+
+    def job_execute(self, sql):
+        """Run a statement."""
+        self.env.cr.execute(sql)
+
     def job_allocate(self, mebibytes):
         """Take memory and keep it for the length of the job; 0 for without end."""
         hoard = []
