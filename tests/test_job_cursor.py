@@ -30,3 +30,16 @@ def test_what_a_job_writes_after_it_ended_its_transaction_unseen_is_not_committe
         job = db.enqueue_one("job_end_transaction", "job", sql, max_retries=1)
         db.wait_for_state(job, "failed")
     assert "job:second" not in db.ledger()
+
+
+@pytest.mark.parametrize("end", ["done", "failed"])
+def test_what_a_job_left_behind_cannot_write_into_the_transaction_of_the_next(db, end):
+    with worker_thread(db, concurrency=1):
+        job = db.enqueue_one("job_leave_behind", "late", end == "failed", max_retries=1)
+        db.wait_for_state(job, end)
+        next_one = db.enqueue_one("job_find", "next")
+        db.wait_for_state(next_one, "done")
+        [[result]] = db.query("SELECT result FROM queue_job WHERE id = %s", next_one)
+    assert result
+    assert set(result) == {"Cursor already closed"}
+    assert db.ledger() == {"next": 1}

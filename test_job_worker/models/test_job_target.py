@@ -27,6 +27,7 @@ ERRORS = {
     "system_exit": lambda: SystemExit(3),
     "serialization": lambda: psycopg2.errors.SerializationFailure("a made-up conflict"),
 }
+LEFT_BEHIND = []
 
 
 class TestJobTarget(models.Model):
@@ -198,6 +199,23 @@ class TestJobTarget(models.Model):
     def job_execute(self, sql):
         """Run a statement."""
         self.env.cr.execute(sql)
+
+    def job_leave_behind(self, key, fail):
+        """Leave something behind that writes to the ledger with this job's environment."""
+        LEFT_BEHIND.append(lambda: self.job_ledger(key))
+        if fail:
+            self.job_fail()
+
+    def job_find(self, key):
+        """Write to the ledger; then call what another job left behind, and return what comes of it."""
+        self.job_ledger(key)
+        errors = []
+        while LEFT_BEHIND:
+            try:
+                LEFT_BEHIND.pop()()
+            except psycopg2.Error as error:
+                errors.append(str(error))
+        return errors
 
     def job_allocate(self, mebibytes):
         """Take memory and keep it for the length of the job; 0 for without end."""
