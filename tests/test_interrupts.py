@@ -1,6 +1,12 @@
 """Attempts that lose their job, or are to be stopped, and do not want to."""
 
+import logging
+import signal
+import threading
+
 from tests.harness import Worker, wait_until, worker_thread
+
+from odoo.addons.job_worker.worker import monitor  # isort: skip
 
 
 def take_away(db, job_id):
@@ -115,3 +121,74 @@ def test_a_job_that_holds_the_interpreter_costs_its_process_and_fails_by_its_ret
         assert "SIGKILL: it did not answer for 4 s" in failed["exc_info"]
         assert worker.stop() == 0
     assert db.ledger() == {"healthy": 1}
+
+
+def test_a_job_interrupted_while_it_waits_for_a_lock_to_log_leaves_the_lock_free(db, monkeypatch):
+    logger = logging.getLogger("odoo.addons.test_job_worker.models.test_job_target")
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: None)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    with worker_thread(db, concurrency=1) as worker:
+        job = db.enqueue_one("job_log", 20, timeout=1, max_retries=1)
+        db.wait_for_state(job, "started")
+        with handler.lock:
+            wait_until(lambda: any(a.interrupted_at for a in worker.pool.running()), 5, "it is interrupted")
+        assert "TimeoutJobError" in db.wait_for_state(job, "failed", timeout=15)["exc_info"]
+        assert handler.lock.acquire(timeout=1)
+        handler.lock.release()
+        healthy = db.enqueue_one("job_log", 0.1)
+        db.wait_for_state(healthy, "done")
+    assert db.job(job)["attempts"] == 2
+
+
+def test_what_hangs_after_the_commit_of_a_job_does_not_keep_its_slot(db, monkeypatch):
+    monkeypatch.setattr(monitor, "ABANDON_AFTER_COMMIT_SECONDS", 1.0)
+    with db.env() as env:
+        target = env["test.job.target"]
+        parent = target.delayable().job_hang_after_commit("parent", 6)
+        parent.on_done(target.delayable().job_ledger("child"))
+        parent.delay()
+    with worker_thread(db, concurrency=1):
+        thread = wait_until(lambda: next((t for t in threading.enumerate() if t.name == "job_worker.slot.1"), None))
+        db.wait_until_drained(5)
+        wait_until(lambda: not thread.is_alive(), 10, "the abandoned thread ends")
+    assert db.states() == {"done": 2}
+    assert db.ledger() == {"parent": 1, "child": 1}
+
+
+def test_what_hangs_after_the_commit_of_a_job_does_not_hold_up_a_second_sigterm(db):
+    job = db.enqueue_one("job_hang_after_commit", "done", 60)
+    with Worker(db) as worker:
+        db.wait_for_state(job, "done")
+        worker.signal(signal.SIGTERM)
+        wait_until(lambda: worker.logged("worker stopping"), what="it drains")
+        assert worker.stop(timeout=15) == 0
+        assert worker.logged("what follows its commit does not end")
+    assert db.states() == {"done": 1}
+    assert db.ledger() == {"done": 1}
+
+
+def test_a_commit_without_answer_does_not_hold_up_a_second_sigterm(db):
+    job = db.enqueue_one("job_ledger", "once", 0.5)
+    with Worker(db) as worker:
+        db.wait_for_state(job, "started")
+        with db.env() as env:
+            env["queue.job"].browse(job).lock_for_update()
+            wait_until(lambda: db.sessions("wait_event_type = 'Lock'"), what="its commit waits")
+            worker.signal(signal.SIGTERM)
+            wait_until(lambda: worker.logged("worker stopping"), what="it drains")
+            assert worker.stop(timeout=20) == 0
+    wait_until(lambda: db.ledger() == {"once": 1}, what="the server commits what it was sent")
+    assert db.states() == {"done": 1}
+
+
+def test_a_draining_worker_keeps_no_connection_that_notifications_are_sent_to(db):
+    job = db.enqueue_one("job_ledger", "slow", 3)
+    with worker_thread(db) as worker:
+        db.wait_for_state(job, "started")
+        worker.stop()
+        wait_until(lambda: not worker.connection.is_open, 2, "it closes the connection")
+        assert db.job(job)["state"] == "started"
+    assert db.states() == {"done": 1}
+    assert not db.workers()

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -12,6 +13,21 @@ TIMEOUT = "timeout"
 CANCEL = "cancel"
 SHUTDOWN = "shutdown"
 LOST = "lost"
+
+# Modules that take locks in Python code which other threads wait for, be it only to log a line. An exception that hits
+# them between taking a lock and the ``try`` that releases it leaves it taken for ever.
+_TAKING_LOCKS = {
+    "importlib._bootstrap",
+    "logging",
+    "logging.handlers",
+    "odoo.modules.registry",
+    "odoo.orm.registry",
+    "odoo.sql_db",
+    "odoo.tools.func",
+    "odoo.tools.lru",
+    "queue",
+    "threading",
+}
 
 
 class Interrupted(BaseException):
@@ -50,7 +66,8 @@ class Attempt:
     """A claim while a thread works on it.
 
     The thread is in the job's code between :meth:`enter` and :meth:`leave`: only there can it be interrupted. Either
-    the thread ends the attempt (:meth:`settle`) or the one that gave up on the thread does (:meth:`abandon`).
+    the thread ends the attempt (:meth:`settle`) or the one that gave up on the thread does (:meth:`abandon`). Once
+    :meth:`committed`, the job is done, and giving up on the thread is all there is left to do about it.
     """
 
     def __init__(self, claim):
@@ -59,6 +76,7 @@ class Attempt:
         self.reason = None
         self.interrupted_at = None
         self.abandoned = False
+        self.committed_at = None
         self.backend_pid = None
         self.registry = None
         self._connection = None
@@ -108,17 +126,26 @@ class Attempt:
     def interrupt(self, reason):
         """Stop the job: cancel its query, raise :class:`Interrupted` in its thread. May be called again.
 
+        Where the thread may be about to take a lock, only the query is cancelled; another call may find it elsewhere.
+
         :param str reason: the first one given counts
         :return: ``False`` if it is ending by itself
         """
         with self._lock:
             if self._settled:
+                if self.committed_at and reason == SHUTDOWN:  # what follows its commit has a little time left
+                    self.interrupted_at = self.interrupted_at or time.monotonic()
                 return False
             self.reason = self.reason or reason
             self.interrupted_at = self.interrupted_at or time.monotonic()
             if not self._interruptible:
                 return True
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), ctypes.py_object(Interrupted))
+            thread_id, exception = ctypes.c_ulong(self._thread_id), ctypes.py_object(Interrupted)
+            # The thread raises it where it is now, unless it gets its turn in just the few instructions between the
+            # look and the call: nothing in Python closes that gap, and locks that the job's own code takes with
+            # acquire() are not known here.
+            if not _takes_locks(self._thread_id):
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, exception)
             # In a thread of its own: with the server out of reach it may block. Should it come late it hits nobody
             # else, because the connection of an interrupted attempt is closed.
             threading.Thread(target=_cancel_query, args=(self._connection,), daemon=True).start()
@@ -148,14 +175,25 @@ class Attempt:
             self._settled = False
             return not self.abandoned
 
+    def committed(self):
+        """Note that the job's transaction is committed: nothing is left that an interrupt could stop."""
+        with self._lock:
+            self.committed_at = time.monotonic()
+            self.interrupted_at = None
+
     def abandon(self):
         """Take the right to end the attempt away from its thread.
 
-        :return: ``False`` if the thread is ending it already
+        :return: ``False`` if the thread is ending it already, and has not got beyond its commit
         """
         with self._lock:
-            self.abandoned = not self._settled
+            self.abandoned = not self._settled or self.committed_at is not None
             return self.abandoned
+
+
+def _takes_locks(thread_id):
+    frame = sys._current_frames().get(thread_id)
+    return frame is not None and frame.f_globals.get("__name__") in _TAKING_LOCKS
 
 
 def _cancel_query(connection):

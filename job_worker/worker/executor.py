@@ -89,6 +89,11 @@ class Executor:
             cr = self._slot.cr = JobCursor(self._pool, self._db_name, self._prepare)
         return cr
 
+    def _renew_cursor(self, cr):
+        """Close the cursor of a job that ended to whoever still holds it."""
+        if not cr.closed:
+            self._slot.cr = cr.successor()
+
     def _try(self, attempt):
         """The job's own transaction, from its beginning to its commit.
 
@@ -105,12 +110,14 @@ class Executor:
             if not attempt.settle():
                 raise AttemptLostError
             cr.finish(result, attempt.duration, begin_next=self._has_next() and not claim.has_children)
+            attempt.committed()
         except BaseException as error:
             lost = cr is None or cr.broken or (is_trouble(error) and not _is_anothers(error, cr))
             if lost or attempt.reason or isinstance(error, errors.InvalidSqlStatementName):
                 _discard(cr)  # of an interrupt, a cancel may still be on its way to the connection
             else:
                 _roll_back(cr)
+                self._renew_cursor(cr)
             if attempt.registry is not None:
                 attempt.registry.reset_changes()
             return _DatabaseLostError(error) if lost else error
@@ -144,6 +151,7 @@ class Executor:
         except BaseException as error:
             events.after_done_failed(claim, error)
             _discard(cr)
+        self._renew_cursor(cr)
         try:
             registry.signal_changes()
             if claim.has_children or time.monotonic() - claim.claimed_at > LATE_CHILDREN_SECONDS:

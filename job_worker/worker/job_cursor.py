@@ -1,13 +1,18 @@
 """The cursor that jobs run on: open from job to job, each in a transaction of its own."""
 
+import re
 from contextlib import contextmanager
 
-from odoo.sql_db import Cursor, connection_info_for
+import psycopg2
+from odoo.sql_db import BaseCursor, Cursor, connection_info_for
 from psycopg2 import errors
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from .. import queries
 from .connection import KEEPALIVES, Line
+
+# Statements that would commit past the fence.
+_COMMIT = re.compile(r"\s*(?:COMMIT|END)\b", re.IGNORECASE)
 
 
 class AttemptLostError(Exception):
@@ -15,12 +20,13 @@ class AttemptLostError(Exception):
 
 
 class JobCursor(Cursor):
-    """Odoo cursor of one slot.
+    """Odoo cursor of one job, on the connection of its slot.
 
     Taking a connection from Odoo's pool costs two round trips to the server, each ``BEGIN`` and ``COMMIT`` another.
     Here psycopg2 is in autocommit mode and the transactions are begun and ended by this class, so that the end of one
     job and the beginning of the next are a single round trip. A transaction is open whenever job code runs, whichever
-    way that code gets to the connection. Settings that a job made with ``SET`` end with it.
+    way that code gets to the connection. Settings that a job made with ``SET`` end with it. So does its cursor: what a
+    job leaves behind, a thread or a generator, finds it closed and gets at nothing of the next job (:meth:`successor`).
 
     :param pool: pool of connections, see :class:`odoo.sql_db.ConnectionPool`
     :param str db_name: database
@@ -44,12 +50,27 @@ class JobCursor(Cursor):
         return bool(self._cnx.closed)
 
     def begin(self, claim):
-        """Begin the transaction of a claimed job, with nothing left of the one before."""
+        """Begin the transaction of a claimed job, with nothing left of the worker's own on this cursor."""
         self.cache.clear()
         self.transaction = None
         self._claim = claim
         if self._is_idle():
             self._send(queries.BEGIN)
+
+    def successor(self):
+        """Close this cursor, but not its connection, nor what is begun there.
+
+        :return: a cursor for the next job on the same connection
+        """
+        successor = object.__new__(type(self))
+        vars(successor).update(vars(self))
+        BaseCursor.__init__(successor)
+        successor._obj = self._cnx.cursor()
+        self._closed = True
+        self._obj.close()
+        del self._obj
+        self.cache.clear()
+        return successor
 
     def finish(self, result, duration, begin_next):
         """End the job as done: its writes and its ``done`` in one commit.
@@ -91,6 +112,21 @@ class JobCursor(Cursor):
             self.postcommit.run()
             self.rollback()
 
+    def execute(self, query, params=None, log_exceptions=True):
+        """As Odoo's, but it does not let SQL end the transaction.
+
+        :raise RuntimeError: the statement is a ``COMMIT`` and was not sent; or it ended the transaction in another way,
+            and what follows is in a new one
+        """
+        if _COMMIT.match(query if isinstance(query, str) else getattr(query, "code", "")):
+            raise RuntimeError("a job can't commit in SQL: use env.cr.commit()")
+        try:
+            return super().execute(query, params, log_exceptions)
+        finally:
+            if self._is_idle():
+                self._send(queries.BEGIN)
+                raise RuntimeError("a job can't end its transaction in SQL: use env.cr.commit() or env.cr.rollback()")
+
     def commit(self):
         """For job code that commits by itself: it may, while its attempt owns the job.
 
@@ -123,5 +159,7 @@ class JobCursor(Cursor):
         return self._cnx.get_transaction_status() == TRANSACTION_STATUS_IDLE
 
     def _send(self, sql, parameters=None):
+        if self._closed:
+            raise psycopg2.InterfaceError("Cursor already closed")
         with self._cnx.cursor() as raw:
             raw.execute(sql, parameters)

@@ -17,6 +17,7 @@ CHECK_ATTEMPTS_SECONDS = 1.0
 INTERRUPT_AGAIN_SECONDS = 0.5
 ABANDON_AFTER_SECONDS = 2.0
 LOCK_TIMEOUT = "2s"
+ABANDON_AFTER_COMMIT_SECONDS = 60.0
 
 
 class Monitor:
@@ -80,11 +81,13 @@ class Monitor:
         for connection in (self._worker.connection, self._connection):
             connection.cut_if_silent(max(DEAD_AFTER_SECONDS, self._worker.stale_after_seconds))
         for attempt in self._worker.pool.running():
+            interrupted_for = now - (attempt.interrupted_at or now)
+            committed_for = now - (attempt.committed_at or now)
             if attempt.overdue and not attempt.reason:
                 self._interrupt(attempt, TIMEOUT)
-            elif attempt.interrupted_at and now - attempt.interrupted_at > ABANDON_AFTER_SECONDS:
+            elif interrupted_for > ABANDON_AFTER_SECONDS or committed_for > ABANDON_AFTER_COMMIT_SECONDS:
                 self._abandon(attempt)
-            elif attempt.interrupted_at and now - attempt.interrupted_at > INTERRUPT_AGAIN_SECONDS:
+            elif interrupted_for > INTERRUPT_AGAIN_SECONDS:
                 attempt.interrupt(attempt.reason)
 
     def _interrupt(self, attempt, reason):
@@ -97,7 +100,8 @@ class Monitor:
         if not self._worker.pool.abandon(attempt):
             self._abandoned.remove(attempt)
             return
-        events.attempt_abandoned(attempt.claim, attempt.reason)
+        reason = "done, but what follows its commit does not end" if attempt.committed_at else attempt.reason
+        events.attempt_abandoned(attempt.claim, reason)
         self._worker.on_thread_abandoned()
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
@@ -123,7 +127,9 @@ class Monitor:
             with self._connection.transaction() as cr:
                 if attempt.backend_pid and self._session:
                     queries.terminate_backend(cr, attempt.backend_pid)
-                ended = attempt.reason != LOST and write_end(cr, attempt, None, self._worker.max_backoff_seconds)
+                ended = bool(attempt.committed_at) or (
+                    attempt.reason != LOST and write_end(cr, attempt, None, self._worker.max_backoff_seconds)
+                )
             self._abandoned.remove(attempt)
             if ended:
                 recovery.settle_children(self._connection, [attempt.claim.id])

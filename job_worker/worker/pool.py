@@ -136,7 +136,7 @@ class Pool:
             self._run(attempt)
             with self._changed:
                 if attempt.abandoned:
-                    return
+                    break
                 del self._running[me]
                 self.ended += 1
                 duration = attempt.duration

@@ -31,6 +31,7 @@ LONGEST_NAP_SECONDS = 0.5
 GIVE_BACK_AFTER_SECONDS = 0.5
 MAX_DATABASE_FAILURES = 10
 DATABASE_FAILURE_WAIT_SECONDS = 2.0
+GIVE_UP_AFTER_SECONDS = 10.0
 
 
 def new_worker_name():
@@ -426,13 +427,23 @@ class QueueWorker:
         events.jobs_given_back(claims, reason)
 
     def _drain(self):
-        """Let the running jobs finish, for as long as they may; give back the others."""
+        """Let the running jobs finish, for as long as they may; give back the others.
+
+        The connection is closed meanwhile: with nobody to take the notifications, the server would soon wait for that,
+        in a transaction that keeps the whole cluster from cleaning up.
+        """
         events.worker_stopping(self.name, len(self.pool.running()))
         with contextlib.suppress(*TROUBLE):
             self._give_back(self.pool.take_waiting(), "shutdown")
+        self.connection.close()
         deadline = None if self._shutdown_timeout is None else time.monotonic() + self._shutdown_timeout
+        give_up_at = None
         while not self.pool.wait_until_empty(LONGEST_NAP_SECONDS):
-            if self._stop_now.is_set() or (deadline and time.monotonic() > deadline):
+            now = time.monotonic()
+            if self._stop_now.is_set() or (deadline and now > deadline):
+                give_up_at = give_up_at or now + GIVE_UP_AFTER_SECONDS
+                if now > give_up_at:  # those that wait for the answer to their commit, maybe: others will look at it
+                    break
                 for attempt in self.pool.running():
                     attempt.interrupt(SHUTDOWN)  # the monitor repeats it, and abandons what does not react
 

@@ -1,5 +1,6 @@
 import contextlib
 import ctypes
+import logging
 import mmap
 import os
 import re
@@ -12,6 +13,8 @@ from odoo import fields, models
 from odoo.exceptions import UserError
 
 from odoo.addons.job_worker.exception import FailedJobError, JobError, RetryableJobError
+
+_logger = logging.getLogger(__name__)
 
 
 class UntellableError(Exception):
@@ -34,6 +37,7 @@ ERRORS = {
     "system_exit": lambda: SystemExit(3),
     "serialization": lambda: psycopg2.errors.SerializationFailure("a made-up conflict"),
 }
+LEFT_BEHIND = []
 
 
 class TestJobTarget(models.Model):
@@ -119,6 +123,18 @@ class TestJobTarget(models.Model):
         self.job_ledger(key)
         self.env.cr.postcommit.add(lambda: self.job_fail())
 
+    def job_hang_after_commit(self, key, seconds):
+        """Write to the ledger and succeed, but wait for long in what is to follow the commit."""
+        self.job_ledger(key)
+        self.env.cr.postcommit.add(lambda: time.sleep(seconds))
+
+    def job_log(self, seconds):
+        """Log a line again and again."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            _logger.warning("still at it")
+            time.sleep(0.01)
+
     def job_map(self, mebibytes, seconds):
         """Take memory that the limit of the process's own does not count."""
         with mmap.mmap(-1, mebibytes * 2**20) as hoard:
@@ -181,6 +197,35 @@ class TestJobTarget(models.Model):
         time.sleep(seconds)
         self.env.cr.commit()  # pylint: disable=invalid-commit
         self.job_ledger(f"{key}:second")
+
+    def job_end_transaction(self, key, sql):
+        """Try to end the transaction in SQL, go on as if nothing had been, and fail."""
+        self.job_ledger(f"{key}:first")
+        with contextlib.suppress(Exception):
+            self.env.cr.execute(sql)
+        self.job_ledger(f"{key}:second")
+        self.job_fail()
+
+    def job_execute(self, sql):
+        """Run a statement."""
+        self.env.cr.execute(sql)
+
+    def job_leave_behind(self, key, fail):
+        """Leave something behind that writes to the ledger with this job's environment."""
+        LEFT_BEHIND.append(lambda: self.job_ledger(key))
+        if fail:
+            self.job_fail()
+
+    def job_find(self, key):
+        """Write to the ledger; then call what another job left behind, and return what comes of it."""
+        self.job_ledger(key)
+        errors = []
+        while LEFT_BEHIND:
+            try:
+                LEFT_BEHIND.pop()()
+            except psycopg2.Error as error:
+                errors.append(str(error))
+        return errors
 
     def job_allocate(self, mebibytes):
         """Take memory and keep it for the length of the job; 0 for without end."""
