@@ -59,6 +59,7 @@ def test_a_long_job_of_the_old_code_finishes_beside_the_new_program(db):
         wait_until(lambda: old not in worker.children(), what="the old process leaves")
         assert len(worker.children()) == 1
         assert worker.stop() == 0
+        assert worker.logged("modules have changed") < 5, "it claimed what it had given back"
     db.count(["slow", *keys(20)]).check()
     assert db.value("SELECT max(attempts) FROM queue_job") == 0
 
