@@ -134,11 +134,12 @@ def ours_worker(contestant: Ours, processes: int, concurrency: int = 2, *options
     """`odoo-bin job_worker` on the database, from when all its processes serve it; its supervisor."""
     command = [ODOO_BIN, "job_worker", "-d", contestant.db.name, f"--processes={processes}"]
     command += [f"--concurrency={concurrency}", "--log-level=warn", *options]
-    alive = "SELECT count(*) FROM queue_worker WHERE state != 'dead'"
+    # but for the one that a backlog is in the hands of
+    alive = "SELECT count(*) FROM queue_worker WHERE state != 'dead' AND last_heartbeat != 'infinity'"
     with _running(command, "ours", _environment()) as process:
         wait_until(lambda: contestant.db.value(alive) >= processes, 120, "the workers serve")
         yield psutil.Process(process.pid)
-    contestant.db.query("DELETE FROM queue_worker")
+    contestant.db.query("DELETE FROM queue_worker WHERE last_heartbeat != 'infinity'")
 
 
 @contextmanager
