@@ -135,7 +135,8 @@ WITH channel AS MATERIALIZED (
 ), locked AS MATERIALIZED (
     -- What else the choice went by is asked again of a row that was changed since the snapshot.
     SELECT id FROM queue_job
-     WHERE id = ANY(ARRAY(SELECT id FROM best)) AND {_CLAIMABLE}
+     -- claimable, as an expression that no index has but the one of the ids
+     WHERE id = ANY(ARRAY(SELECT id FROM best)) AND CASE state WHEN 'pending' THEN is_due END
        AND channel = (SELECT channel FROM best WHERE best.id = queue_job.id)
        FOR NO KEY UPDATE SKIP LOCKED
 ), ranked AS MATERIALIZED (
