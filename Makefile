@@ -1,7 +1,8 @@
 # Everything behind these targets is Python, in tools/. The first call of any of them sets the environment up in .dev/.
 # Environment: ODOO_HOME=/path/to/odoo-19 uses an Odoo you have; PGHOST, PGPORT, PGUSER and PGPASSWORD a PostgreSQL server
 # you have; PG=15 (or PG_BIN=/path/to/bin) starts a private server from the machine's own PostgreSQL 15. With a server you
-# have, PG says which version the tests start that need a server to themselves: make it the same.
+# have, PG says which version the tests start that need a server to themselves: make it the same. What tests need besides
+# (chromium, pgbouncer) is fetched on Debian, and wanted on the PATH elsewhere.
 PYTHON ?= python3
 export PATH := $(or $(PATH),/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin)
 ARGS ?=

@@ -44,11 +44,6 @@ def ping(cr):
     cr.execute("SELECT 1", log_exceptions=False)
 
 
-def read_committed(cr):
-    """Let each statement of this transaction, which has had none yet, see what was committed before it."""
-    cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-
-
 def set_for_transaction(cr, settings):
     """Change settings of the server until the end of the transaction.
 

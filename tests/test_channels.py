@@ -8,7 +8,6 @@ import pytest
 from tests.harness import Worker, ticks, wait_until, worker_thread  # first: it puts the addons on the path
 
 from odoo.addons.job_worker.lifecycle import move  # isort: skip
-from odoo.addons.job_worker.queries import read_committed  # isort: skip
 from odoo.addons.job_worker.worker import claiming  # isort: skip
 from odoo.addons.job_worker.worker.pool import Pool  # isort: skip
 
@@ -24,7 +23,7 @@ def set_limit(db, channel, limit, rate_limit=0):
 def move_all(db, transition, rows):
     """Take the jobs in rows of ids through a transition, while workers may be claiming some of them."""
     with db.env() as env:
-        read_committed(env.cr)
+        env.cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         move(env.cr, transition, [job_id for (job_id,) in rows])
 
 

@@ -143,3 +143,10 @@ def test_a_jump_of_the_servers_clock_buries_nobody_at_once(db, monkeypatch):
         for _tick in ticks(2, 0.5):
             assert "another" in db.workers()
         wait_until(lambda: "another" not in db.workers(), what="a worker that does not report is taken for dead")
+
+
+def test_a_worker_whose_registration_was_committed_and_not_answered_registers_again(db):
+    add_worker(db, "again", age=0)
+    with worker_thread(db, name="again"):
+        job = db.enqueue_one("job_nothing")
+        db.wait_for_state(job, "done")

@@ -59,6 +59,11 @@ class Model:
                 self.reopen(child)
 
 
+def read_committed(cr):
+    """Let each statement of this transaction see what was committed before it, as those of workers do."""
+    cr.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
 class Run:
     """The jobs of a graph in the database, handled by two workers and a user in sessions of their own."""
 
@@ -87,7 +92,7 @@ class Run:
 
     def claim(self, worker, node):
         cr = self.workers[worker].cr
-        queries.read_committed(cr)
+        read_committed(cr)
         if move(cr, "claim", [self.jobs[node]], worker_id=f"worker {worker}"):
             cr.execute("SELECT claim_seq FROM queue_job WHERE id = %s", (self.jobs[node],))
             self.claims[node] = cr.fetchone()[0]
@@ -97,7 +102,7 @@ class Run:
     def end(self, worker, node, outcome):
         """End an attempt and leave the transaction open."""
         cr = self.workers[worker].cr
-        queries.read_committed(cr)
+        read_committed(cr)
         claim = SimpleNamespace(id=self.jobs[node], claim_seq=self.claims[node], attempts=5, max_retries=5)
         if outcome == "failed":
             following = attempts.fail(cr, claim, "boom")
@@ -126,7 +131,7 @@ class Run:
             ):
                 self.model.released.discard(child)
         cr = self.workers[worker].cr
-        queries.read_committed(cr)
+        read_committed(cr)
         graph.settle_children(cr, [self.jobs[node]])
         cr.commit()
 
@@ -136,7 +141,7 @@ class Run:
 
     def sweep(self):
         cr = self.workers[0].cr
-        queries.read_committed(cr)
+        read_committed(cr)
         graph.settle(cr, queries.waiting_jobs(cr, min(self.nodes) - 1, 5000))
         cr.commit()
 

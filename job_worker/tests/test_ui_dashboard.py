@@ -1,5 +1,4 @@
 import threading
-import time
 from types import SimpleNamespace
 
 from odoo import Command
@@ -16,7 +15,6 @@ from .common import external_env
 from .tour_case import TourCase
 
 DASHBOARD = "/odoo/background-jobs-dashboard"
-POLL_SECONDS = 0.1
 
 
 def fail_for_good(cr, job, error):
@@ -60,12 +58,7 @@ class TestDashboardTours(TourCase):
 
     def _roll_back_when_asked(self, cr):
         """The tour gives the channel ``tour.release`` a limit to say that it has seen enough of the running job."""
-        waited = threading.Event()
-        for _try in range(600):
-            with external_env(self.env) as (_cr, env):
-                if env["queue.limit"].search_count([("name", "=", "tour.release")]):
-                    break
-            waited.wait(POLL_SECONDS)
+        self.wait_until(lambda: self.count("queue.limit", [("name", "=", "tour.release")]))
         cr.rollback()
 
     def test_the_dashboard_says_that_no_worker_is_there(self):
@@ -96,14 +89,7 @@ class TestDashboardTours(TourCase):
         with self.worker():
             self.start_tour(DASHBOARD, "job_worker_requeue_error_group", login="admin")
             # the tour sees them leave the failed ones, which is sooner than done
-            deadline = time.monotonic() + 30
-            while self.ledger("again%") < 2 and time.monotonic() < deadline:
-                threading.Event().wait(POLL_SECONDS)
-        self.assertEqual(self.ledger("again%"), 2)
-
-    def ledger(self, key):
-        with self.committed() as (_cr, target):
-            return target.env["test.job.ledger"].search_count([("key", "=like", key)])
+            self.wait_until(lambda: self.count("test.job.ledger", [("key", "=like", "again%")]) == 2)
 
 
 @tagged("post_install", "-at_install", "job_worker")

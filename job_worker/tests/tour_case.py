@@ -1,6 +1,7 @@
 import logging
 import re
 import threading
+import time
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -8,6 +9,8 @@ from odoo.modules.registry import DummyRLock, Registry
 from odoo.tests import HttpCase
 
 from .common import external_env
+
+POLL_SECONDS = 0.1
 
 
 class Complaints(logging.Handler):
@@ -73,6 +76,18 @@ class TourCase(HttpCase):
         """``(cr, record to enqueue jobs on)``; committed at the end of the block."""
         with external_env(self.env) as (cr, env):
             yield cr, env["test.job.target"].browse(self.target_id)
+
+    def count(self, model, domain):
+        """How many records are committed."""
+        with self.committed() as (_cr, target):
+            return target.env[model].search_count(domain)
+
+    def wait_until(self, condition, seconds=60):
+        """Ask again and again, until ``condition()`` is true."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, "it did not come to that")
+            threading.Event().wait(POLL_SECONDS)
 
     @contextmanager
     def worker(self):

@@ -152,9 +152,9 @@ class Attempt:
             return True
 
     def cut(self, backend_pid):
-        """Let the job find its connection broken, if it is the one to this session, which is gone."""
+        """Let the thread find its connection broken, if it is the one to this session, which is gone."""
         with self._lock:
-            if self._interruptible and self.backend_pid == backend_pid:
+            if self.backend_pid == backend_pid:
                 self._line.cut()
 
     def settle(self):
