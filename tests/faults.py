@@ -39,7 +39,10 @@ class Fleet:
         victims = [process for worker in self._workers + self._retired for process in worker.processes()]
         if victims:
             with contextlib.suppress(psutil.NoSuchProcess):
-                random.choice(victims).kill()
+                victim = random.choice(victims)
+                victim.kill()
+                # only then is it seen that a supervisor is to be replaced
+                wait_until(lambda: victim.status() == psutil.STATUS_ZOMBIE, what="the killed process ends")
         self.replace_dead()
 
     def replace_dead(self):
