@@ -27,6 +27,7 @@ DEFAULTS = {
     "identity_key": None,
     "description": None,
 }
+NOW = (None, None)
 
 
 class _NotAMethodError(AttributeError, ValueError):
@@ -69,12 +70,12 @@ def as_schedule(value):
     """Bring an ``eta`` into one of two forms.
 
     :param value: ``None``, datetime (naive means UTC), timedelta, or seconds from now as int or float
-    :return: ``(moment, None)`` with a naive UTC datetime, ``(None, seconds)``, or ``(None, None)`` for now
+    :return: ``(moment, None)`` with a naive UTC datetime, ``(None, seconds)``, or :data:`NOW`
     :raise TypeError: another type
     :raise ValueError: beyond what a date can hold
     """
     if value is None or value is False:
-        return None, None
+        return NOW
     if isinstance(value, datetime):
         return (value.astimezone(timezone.utc).replace(tzinfo=None) if value.tzinfo else value), None
     if isinstance(value, timedelta):
@@ -86,6 +87,26 @@ def as_schedule(value):
     raise TypeError(f"eta must be a datetime, a timedelta or a number of seconds, not {value!r}")
 
 
+def _check_channel(name, value):
+    if not check_text(name, value).strip():
+        raise ValueError(f"{name} can't be empty")
+
+
+def _check_identity_key(name, value):
+    if not callable(value):
+        check_text(name, value)
+
+
+_CHECKS = {
+    "channel": _check_channel,
+    "priority": _check_int,
+    "max_retries": partial(_check_int, minimum=0),
+    "timeout": partial(_check_int, minimum=0),
+    "identity_key": _check_identity_key,
+    "description": check_text,
+}
+
+
 def check_options(options):
     """Check job options, fill in the defaults.
 
@@ -95,25 +116,18 @@ def check_options(options):
     :raise ValueError: an unknown option or a value out of range
     :raise TypeError: a value of a wrong type
     """
-    for name in options:
+    checked = DEFAULTS.copy()
+    for name, value in options.items():
         if name not in DEFAULTS:
             raise ValueError(f"No property {name!r} on a job; there are {', '.join(DEFAULTS)}")
-    checked = {name: default if options.get(name) is None else options[name] for name, default in DEFAULTS.items()}
-    check_text("channel", checked["channel"])
-    if not checked["channel"].strip():
-        raise ValueError("channel can't be empty")
-    _check_int("priority", checked["priority"])
-    _check_int("max_retries", checked["max_retries"], 0)
-    _check_int("timeout", checked["timeout"], 0)
-    if checked["description"] is not None:
-        check_text("description", checked["description"])
-    if checked["identity_key"] is not None and not callable(checked["identity_key"]):
-        check_text("identity_key", checked["identity_key"])
+        if value is not None:
+            checked[name] = value
+            if check := _CHECKS.get(name):
+                check(name, value)
     eta, scheduled_at = as_schedule(checked.pop("eta")), as_schedule(checked.pop("scheduled_at"))
-    nothing = (None, None)
-    if nothing not in (eta, scheduled_at) and eta != scheduled_at:
+    if eta != scheduled_at and NOW not in (eta, scheduled_at):
         raise ValueError(f"eta and scheduled_at differ: {eta}, {scheduled_at}")
-    checked["schedule"] = scheduled_at if eta == nothing else eta
+    checked["schedule"] = scheduled_at if eta == NOW else eta
     return checked
 
 
@@ -241,7 +255,8 @@ class Delayable(_Part):
         return self
 
     def _options(self):
-        return {name: getattr(self, name) for name in DEFAULTS}
+        """Those that were set."""
+        return {name: value for name, value in vars(self).items() if name in DEFAULTS}
 
     def __getattr__(self, name):
         check_method_name(name)

@@ -147,16 +147,25 @@ def _copy_rows(cr, rows):
     """Insert rows with reserved ids, in a third of the time that ``INSERT`` takes to parse and plan as many values."""
     cr.execute(f"SELECT {NOW}, {_NOW_IN_TRANSACTION}")
     clock, now = cr.fetchone()
-    fixed = {"attempts": 0, "cancel_requested": False, "database_failures": 0, "create_date": now, "write_date": now}
-    columns = (*INSERT_COLUMNS, *rows[0].get("extra", ()))
+    same = {
+        "identity_key": None, "attempts": 0, "cancel_requested": False, "database_failures": 0, "create_date": now,
+        "write_date": now,
+    }  # fmt: skip
+    columns = [name for name in (*INSERT_COLUMNS, *rows[0].get("extra", ())) if name not in same]
+    line_end = "\t".join(map(_copy_text, same.values()))
     lines = []
     for row in rows:
         moment = row["scheduled_at"] if row["delay"] is None else clock + timedelta(seconds=row["delay"])
         is_due = row["state"] == "pending" and (not moment or moment <= clock)
-        computed = {"scheduled_at": moment, "is_due": is_due, "write_uid": row["create_uid"]}
-        values = {**fixed, **row, **computed, **row.get("extra", {})}
-        lines.append("\t".join([_copy_text(values[name]) for name in columns]))
-    quoted = ", ".join(f'"{name}"' for name in columns)
+        values = {
+            **row,
+            "scheduled_at": moment,
+            "is_due": is_due,
+            "write_uid": row["create_uid"],
+            **row.get("extra", {}),
+        }
+        lines.append("\t".join([*[_copy_text(values[name]) for name in columns], line_end]))
+    quoted = ", ".join(f'"{name}"' for name in (*columns, *same))
     cr.copy_expert(f"COPY queue_job ({quoted}) FROM STDIN", StringIO("\n".join(lines)))
     return [row["id"] for row in rows]
 

@@ -1,7 +1,7 @@
 {
     "name": "Job Worker: Test Jobs",
     "summary": "Models and jobs that exist to be tested and measured with; not needed to use job_worker",
-    "version": "19.0.1.1.0",
+    "version": "19.0.1.2.0",
     "category": "Hidden/Tests",
     "license": "LGPL-3",
     "author": "job_worker contributors",

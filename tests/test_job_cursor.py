@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.harness import worker_thread
+from tests.harness import wait_until, worker_thread
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,14 @@ def test_what_a_job_left_behind_cannot_write_into_the_transaction_of_the_next(db
     assert result
     assert set(result) == {"Cursor already closed"}
     assert db.ledger() == {"next": 1}
+
+
+@pytest.mark.parametrize("error", [None, "value"])
+def test_jobs_that_a_job_enqueues_are_there_as_far_as_it_is_committed(db, error):
+    committed, kept = ["a", "b", "c", "d"], ["e", "f", "g", "h"]
+    with worker_thread(db, concurrency=2):
+        job = db.enqueue_one("job_enqueue_in_a_row", committed, kept, error, max_retries=1)
+        db.wait_for_state(job, "failed" if error else "done")
+        # it fails twice
+        expected = dict.fromkeys(committed, 2) if error else dict.fromkeys(committed + kept, 1)
+        wait_until(lambda: db.ledger() == expected, what=f"the ledger holds {expected}")

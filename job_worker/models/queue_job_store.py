@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from odoo.tools import ormcache, split_every, str2bool
 
 from .. import graph, queries
 from ..delay import Delayable, check_method_name, check_options, check_text
+from ..insert_buffer import insert_soon
 from ..job import PENDING
 from ..lifecycle import wake_workers
 from .base import Base
@@ -79,7 +81,7 @@ class QueueJob(models.Model):
         check_method_name(method_name)
         call._capture(method_name, *(args or ()), **(kwargs or {}))._settled = True
         parent_ids = sorted({*([parent_id] if parent_id else []), *(dependency_job_ids or [])})
-        values = self._job_values(call)
+        values = self._job_values(call, {})
         values.update(graph_uuid=graph_uuid or None, run_on_failure=bool(run_on_failure))
         job_id = self._existing_jobs([values]).get(values["identity_key"])
         if not job_id:
@@ -98,7 +100,8 @@ class QueueJob(models.Model):
         :return: their jobs, parents before children
         """
         order = _parents_first(nodes)
-        values = {node: self._job_values(node) for node in order}
+        callers = {}
+        values = {node: self._job_values(node, callers) for node in order}
         graph_uuid = str(uuid4()) if len(order) > 1 else None
         known = self._existing_jobs(values.values())
         new_ids = iter(queries.reserve_job_ids(self.env.cr, len(order)) if graph_uuid else [None])
@@ -131,10 +134,11 @@ class QueueJob(models.Model):
         return self.sudo().browse(dict.fromkeys(job_ids[node] for node in order))
 
     @api.model
-    def _job_values(self, call):
+    def _job_values(self, call, callers):
         """The row of a captured call, without its place in a graph.
 
         :param call: a :class:`~odoo.addons.job_worker.delay.Delayable`
+        :param dict callers: keeps what calls of the same environment and model have in common
         :rtype: dict
         """
         if not call.method_name:
@@ -146,19 +150,16 @@ class QueueJob(models.Model):
         if not all(isinstance(record_id, int) for record_id in records._ids):
             raise TypeError(f"{what}() can't be delayed on a record that is not saved yet")
         args, kwargs = dump_call(call.args, call.kwargs, what)
-        keys = records._job_prepare_context_before_enqueue_keys()
-        context, _none = dump_call([{key: env.context[key] for key in keys if key in env.context}], {}, "context")
-        company_id = env.company.id
+        caller = (env, call.model_name)
+        if caller not in callers:
+            callers[caller] = _caller(records)
         payload = {
             "model": call.model_name,
             "method": call.method_name,
             "ids": list(records._ids),
             "args": args,
             "kwargs": kwargs,
-            "uid": env.uid,
-            "su": env.su,
-            "company_id": company_id,
-            "context": context[0],
+            **callers[caller],
         }
         identity_key = options["identity_key"]
         if callable(identity_key):
@@ -172,7 +173,7 @@ class QueueJob(models.Model):
             "priority": options["priority"],
             "identity_key": identity_key or None,
             "user_id": env.uid,
-            "company_id": company_id,
+            "company_id": payload["company_id"],
             "max_retries": options["max_retries"],
             "timeout": options["timeout"],
             "model_name": call.model_name,
@@ -231,13 +232,17 @@ class QueueJob(models.Model):
         :return: the ids of the new jobs
         :raise ConcurrencyError: another transaction took an identity key; Odoo tries the request again
         """
-        ids = []
+        may_wait = len(rows) == 1 and _may_wait(rows[0])
         if names := rows and self._fields_with_default():
             defaults = self._column_values({name: self._fields[name].default(self) for name in names})
             for row in rows:
                 row["extra"] = {**defaults, **row.get("extra", {})}
-        for chunk in split_every(ROWS_PER_INSERT, rows, list):
-            ids += queries.insert_jobs(self.env.cr, chunk)
+        if may_wait:
+            ids = [insert_soon(self.env.cr, rows[0])]
+        else:
+            ids = []
+            for chunk in split_every(ROWS_PER_INSERT, rows, list):
+                ids += queries.insert_jobs(self.env.cr, chunk)
         if len(ids) != len(rows):
             raise ConcurrencyError("a job with the same identity key was stored meanwhile")
         best = self.env.cr.precommit.data.setdefault("job_worker.claimable", {})
@@ -281,10 +286,29 @@ class QueueJob(models.Model):
     def _wake_workers_at_commit(self):
         """One notification for each transaction, however many jobs it stores."""
         precommit = self.env.cr.precommit
-        if not precommit.data.get("job_worker.wake"):
+        if "job_worker.wake" not in precommit.data:
             precommit.data["job_worker.wake"] = True
-            best = precommit.data.setdefault("job_worker.claimable", {})
-            precommit.add(lambda: wake_workers(self.env.cr, [(channel, *key) for channel, key in best.items()]))
+            precommit.add(partial(_wake_workers, self.env.cr))
+
+
+def _wake_workers(cr):
+    # Taken out, because what another function before the commit enqueues after this needs a notification of its own.
+    best = cr.precommit.data.pop("job_worker.claimable", {})
+    del cr.precommit.data["job_worker.wake"]
+    wake_workers(cr, [(channel, *key) for channel, key in best.items()])
+
+
+def _caller(records):
+    """What the payload keeps of the environment of ``records``."""
+    env = records.env
+    keys = records._job_prepare_context_before_enqueue_keys()
+    context, _none = dump_call([{key: env.context[key] for key in keys if key in env.context}], {}, "context")
+    return {"uid": env.uid, "su": env.su, "company_id": env.company.id, "context": context[0]}
+
+
+def _may_wait(row):
+    """Whether a row is on its own, with nothing in it that the insert can refuse and the caller is to be told of."""
+    return not (row.get("id") or row["identity_key"] or row.get("extra")) and row["state"] == PENDING
 
 
 def _parents_first(nodes):

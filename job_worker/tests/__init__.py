@@ -6,6 +6,7 @@ from . import (
     test_graph,
     test_graph_model,
     test_identity,
+    test_insert_buffer,
     test_job_model,
     test_kit,
     test_lifecycle,

@@ -252,6 +252,20 @@ class TestJobTarget(models.Model):
         """A job that stores a job."""
         return self.with_delay(channel=channel).job_ledger(key).id
 
+    def job_enqueue_in_a_row(self, committed, kept, error=None):
+        """A job that stores jobs, commits, stores more, and may fail then.
+
+        :param committed: keys of the ones before the commit
+        :param kept: keys of the others
+        """
+        for keys in (committed, kept):
+            for key in keys:
+                self.with_delay().job_ledger(key)
+            if keys is committed:
+                self.env.cr.commit()  # pylint: disable=invalid-commit
+        if error:
+            raise ERRORS[error]()
+
     def job_hold_gil(self):
         """Never come back, in C, and let no other thread of the process run."""
         re.match(r"(a+)+$", "a" * 64 + "b")
