@@ -44,12 +44,12 @@ def ping(cr):
     cr.execute("SELECT 1", log_exceptions=False)
 
 
-def set_for_transaction(cr, settings):
-    """Change settings of the server until the end of the transaction.
+def set_local(settings):
+    """Statements that change settings of the server until the end of the transaction, to go before another.
 
     :param dict settings: values by name
     """
-    cr.execute("; ".join(f"SET LOCAL {name} = '{value}'" for name, value in settings.items()))
+    return "".join(f"SET LOCAL {name} = '{value}'; " for name, value in settings.items())
 
 
 def prepare_job_table(cr):
@@ -72,17 +72,6 @@ def prepare_limit_table(cr):
         " limit_id integer PRIMARY KEY REFERENCES queue_limit ON DELETE CASCADE,"
         " starts timestamp[] NOT NULL) WITH (fillfactor = 50)"
     )
-
-
-class OdooCursor:
-    """What Odoo's registry needs of a cursor to compare its sequences, on a cursor of psycopg2."""
-
-    def __init__(self, cr):
-        self._cr = cr
-        self.fetchone = cr.fetchone
-
-    def execute(self, query):
-        self._cr.execute(query.code, query.params)
 
 
 # --- storing ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import psycopg2
 from odoo.sql_db import connection_info_for
-from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
 
 from .. import queries
 
@@ -102,15 +101,19 @@ class Connection:
     def transaction(self):
         """Cursor of a transaction at READ COMMITTED: committed at the end, rolled back if an exception passes.
 
+        :rtype: TransactionCursor
         :raise psycopg2.Error: any of :data:`TROUBLE` leaves the connection closed
         """
         try:
             self.open()
-            with self._connection, self._connection.cursor(cursor_factory=_TimedCursor) as cr:
-                cr.on_send = self._note_sending
-                if not self._session:
-                    queries.set_for_transaction(cr, self._settings)
-                yield cr
+            with self._connection.cursor(cursor_factory=TransactionCursor) as cr:
+                cr.set_up(self._note_sending, {} if self._session else self._settings)
+                try:
+                    yield cr
+                except BaseException:
+                    cr.roll_back()
+                    raise
+                cr.commit()
         except TROUBLE:
             self.close()
             raise
@@ -138,10 +141,10 @@ class Connection:
             if self._session:
                 info = {**info, "options": " ".join(f"-c {name}={value}" for name, value in self._settings.items())}
             self._connection = psycopg2.connect(**KEEPALIVES, **info)
-            self._connection.set_session(isolation_level=ISOLATION_LEVEL_READ_COMMITTED)
+            self._connection.autocommit = True  # a transaction is begun with its first statement
             self._line = Line(self._connection)
             if self._on_open:
-                with self._connection, self._connection.cursor() as cr:
+                with self._connection.cursor() as cr:
                     self._on_open(cr)
 
     def close(self):
@@ -170,14 +173,37 @@ class Connection:
         return arrived
 
 
-class _TimedCursor(psycopg2.extensions.cursor):
-    """Tells before each statement that it is sent; what follows the last one is the end of the transaction."""
+class TransactionCursor(psycopg2.extensions.cursor):
+    """Cursor of one transaction, in as few round trips as may be: the first statement takes the ``BEGIN`` along."""
 
-    on_send = None
+    def set_up(self, on_send, settings):
+        """Prepare for the first statement.
+
+        :param on_send: called before each statement is sent
+        :param dict settings: of the server, for this transaction
+        """
+        self._on_send = on_send
+        self._before = f"{queries.BEGIN_BOOKKEEPING}; {queries.set_local(settings)}"
+        self._begun = False
 
     def execute(self, query, parameters=None):
-        self.on_send()
-        return super().execute(query, parameters)
+        self._on_send()
+        before, self._before, self._begun = self._before, "", True
+        return super().execute(before + query, parameters)
+
+    def commit(self, then=None):
+        """End the transaction; called at its end, if it was not before.
+
+        :param str then: statement to send along, to be executed after the commit
+        """
+        if self._begun:
+            self.execute(f"COMMIT; {then}" if then else "COMMIT")
+            self._begun = False
+
+    def roll_back(self):
+        if self._begun and not self.connection.closed:
+            with contextlib.suppress(psycopg2.Error):  # the connection broke, which is what the caller is told already
+                self.execute("ROLLBACK")
 
 
 class Backoff:

@@ -23,6 +23,7 @@ from .connection import TROUBLE, Backoff, Connection
 from .executor import Executor
 from .monitor import Monitor
 from .pool import Pool
+from .signals import Signals
 
 BUSY_CHANNEL_WAIT_SECONDS = 0.001
 FULL_CHANNEL_WAIT_SECONDS = 0.25
@@ -106,6 +107,7 @@ class QueueWorker:
         self._buried = False
         self.connection = Connection(db_name, self._prepare_connection, session=listen)
         self._claiming = Claiming(prepared=listen)
+        self._signals = Signals(db_name, prepared=listen)
         self._trouble = Backoff()
         self._lost = []
         self._wake_receiver, self._wake_sender = socket.socketpair()
@@ -230,6 +232,7 @@ class QueueWorker:
         if self._listen:
             queries.listen(cr)
         self._claiming.prepare(cr)
+        self._signals.prepare(cr)
         self._claiming.forget()
 
     def _take_stock(self):
@@ -281,7 +284,7 @@ class QueueWorker:
         return self._claim(free, count)
 
     def _claim(self, free, count):
-        rows, registry_changed = [], False
+        rows, signals = [], None
         with self.connection.transaction() as cr:
             opened = self._claiming.open_channels(cr, self.name, count)
             due_in, channels, throttled, busy, queued, alive, modules_changing = opened
@@ -290,11 +293,11 @@ class QueueWorker:
             claims = [Claim(*row, throttled=row[6] in throttled) for row in rows]
             if claims and throttled:
                 self._claiming.record_starts(cr, [claim.channel for claim in claims if claim.throttled])
-        if claims:
-            # apart, because until the commit of the claim nobody else claims in its channels
-            with self.connection.transaction() as cr:
-                registry_changed = self._has_registry_changed(cr)
-        if registry_changed:
+            if claims:
+                # after the commit, because until then nobody else claims in these channels
+                cr.commit(then=self._signals.sql)
+                signals = cr.fetchone()
+        if signals and self._signals.follow(signals):
             self._give_back(claims, "modules have changed")
             return self._follow_registry()
         self.pool.submit(claims)
@@ -318,14 +321,6 @@ class QueueWorker:
         """Make claimable what is due; whether there was anything that nobody else is changing."""
         with self.connection.transaction() as cr:
             return self._claiming.mark_due(cr)
-
-    def _has_registry_changed(self, cr):
-        """Whether other processes installed or upgraded modules; follows what they changed in caches."""
-        registry, cr = Registry(self.db_name), queries.OdooCursor(cr)
-        if registry.registry_sequence != registry.get_sequences(cr)[0]:
-            return True
-        registry.check_signaling(cr)
-        return False
 
     def _follow_registry(self):
         """After modules were installed or upgraded: have a new process take over, or at least load the new registry.
