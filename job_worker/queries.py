@@ -52,6 +52,20 @@ def set_local(settings):
     return "".join(f"SET LOCAL {name} = '{value}'; " for name, value in settings.items())
 
 
+def columns_as_json(select):
+    """The columns of a ``SELECT`` that reads no table itself, as an expression whose value is a JSON array."""
+    return f"jsonb_build_array({select.removeprefix('SELECT ')})"
+
+
+def signal_caches(cr, names):
+    """Tell other processes at the commit that they are to forget what they cached, as Odoo does after it.
+
+    :param names: of groups of caches, see ``Registry.cache_invalidated``
+    """
+    for name in sorted(names):
+        cr.execute(SQL("INSERT INTO %s DEFAULT VALUES", SQL.identifier(f"orm_signaling_{name}")))
+
+
 def prepare_job_table(cr):
     """What the ORM does not make: the numbers of claims, and settings of the table."""
     cr.execute("CREATE SEQUENCE IF NOT EXISTS queue_job_claim_seq")

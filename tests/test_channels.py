@@ -186,7 +186,7 @@ def test_a_job_moved_or_rescheduled_while_it_is_being_claimed_is_not_started(db,
     """The change commits between the claim's choice and its lock on the row."""
     set_limit(db, "paused", 0)
     moved, later = db.enqueue_one("job_ledger", "moved"), db.enqueue_one("job_ledger", "later")
-    sql, types = claiming._STATEMENTS["claim"]
+    sql = claiming._STATEMENTS["claim"]
     lock = (
         "), locked AS MATERIALIZED (",
         "), pause AS MATERIALIZED (SELECT pg_sleep(1) FROM best LIMIT 1), locked AS MATERIALIZED (",
@@ -195,7 +195,7 @@ def test_a_job_moved_or_rescheduled_while_it_is_being_claimed_is_not_started(db,
         "AND channel = (SELECT channel FROM best",
         "AND (SELECT count(*) FROM pause) >= 0 AND channel = (SELECT channel FROM best",
     )
-    monkeypatch.setitem(claiming._STATEMENTS, "claim", (slow, types))
+    monkeypatch.setitem(claiming._STATEMENTS, "claim", slow)
     with worker_thread(db):
         wait_until(lambda: db.sessions("wait_event = 'PgSleep'"), what="a claim has chosen")
         with db.env() as env:
@@ -266,3 +266,18 @@ def test_a_long_job_keeps_nothing_back_that_was_claimed_ahead(db):
             wait_until(lambda: len(runs(db, "root")) == 50, 15, "the others ran elsewhere")
         worker.stop_now()
     assert db.value("SELECT max(attempts) FROM queue_job") == 0
+
+
+def test_a_role_that_may_not_create_temporary_objects_can_run_a_worker(db, monkeypatch):
+    told = []
+    refused = "DO $$ BEGIN RAISE insufficient_privilege; END $$"
+    monkeypatch.setattr(claiming, "_FUNCTION", refused)
+    monkeypatch.setattr(claiming.events, "no_function", told.append)
+    set_limit(db, "narrow", 1)
+    db.enqueue("job_ledger", [(f"root:{number}",) for number in range(20)])
+    db.enqueue("job_ledger", [(f"narrow:{number}",) for number in range(5)], channel="narrow")
+    with worker_thread(db):
+        db.wait_until_drained()
+    assert len(runs(db, "root")) == 20
+    assert len(runs(db, "narrow")) == 5
+    assert told

@@ -22,7 +22,9 @@ def test_an_idle_worker_asks_once_in_a_poll_interval(db, monkeypatch):
     # Counted where the worker begins them: the server's own count has those of autovacuum too.
     begun = []
     transaction = Connection.transaction
-    monkeypatch.setattr(Connection, "transaction", lambda self: begun.append(self) or transaction(self))
+    monkeypatch.setattr(
+        Connection, "transaction", lambda self, **options: begun.append(self) or transaction(self, **options)
+    )
     with worker_thread(db, poll_timeout=0.5, heartbeat_interval_seconds=20, stale_after_seconds=60):
         for _tick in ticks(2, 0.5):
             pass
@@ -79,7 +81,9 @@ def test_the_command_line_can_do_without_notifications_too(db):
 def test_a_scheduled_job_that_somebody_is_changing_is_not_asked_for_over_and_over(db, monkeypatch):
     begun = []
     transaction = Connection.transaction
-    monkeypatch.setattr(Connection, "transaction", lambda self: begun.append(self) or transaction(self))
+    monkeypatch.setattr(
+        Connection, "transaction", lambda self, **options: begun.append(self) or transaction(self, **options)
+    )
     job = db.enqueue_one("job_ledger", "changing", eta=1)
     with worker_thread(db) as worker:
         with db.env() as env:

@@ -7,6 +7,7 @@ import pytest
 from tests.harness import Database  # first: it puts the addons on the path
 
 from odoo.addons.job_worker import queries  # isort: skip
+from odoo.addons.job_worker.worker import claiming  # isort: skip
 from odoo.addons.job_worker.worker.claiming import Claiming  # isort: skip
 from odoo.addons.job_worker.worker.connection import Connection  # isort: skip
 
@@ -20,14 +21,18 @@ LOOKED_UP = re.compile(r"Index Cond: .*\bid = ")
 
 def plans(db: Database, channels):
     """The plans of the statements that claim and finish, as the worker prepares them."""
-    claiming = Claiming(prepared=True)
-    connection = Connection(db.name, claiming.prepare)
+    connection = Connection(db.name)
     finish = {"id": 1, "claim_seq": 1, "result": None, "duration": 1.0}
-    parameters = {"worker": "nobody", "count": 66, "further": 0, "free": 2, **claiming._known(channels)}
+    claims = Claiming(session=True)
+    claims._horizons = dict.fromkeys(channels, claiming._BEGINNING)
+    parameters = {"worker": "nobody", "count": 66, "further": 0, "free": 2, **claims._known()}
     try:
         with connection.transaction() as cr:
-            for name, more in (("open", {"discover": True}), ("open", {"discover": False}), ("claim", {})):
-                cr.execute(f"EXPLAIN {claiming._sql[name]}", {**parameters, **more})
+            cr.execute("SET plan_cache_mode = force_generic_plan")  # as the function's statements have them
+            for name, sql in claiming._STATEMENTS.items():
+                prepare, execute, _plain = queries.prepared_statement(name, sql, claiming._TYPES)
+                cr.execute(prepare)
+                cr.execute(f"EXPLAIN {execute}", {**parameters, "discover": True})
                 yield name, "\n".join(line for (line,) in cr.fetchall())
     finally:
         connection.close()

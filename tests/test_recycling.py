@@ -92,3 +92,16 @@ def test_a_pause_outlives_the_program_that_was_told(db):
         assert db.job(job)["state"] == "pending"
         worker.signal(signal.SIGUSR2)
         db.wait_for_state(job, "done")
+
+
+def test_a_job_that_is_stored_with_a_change_of_a_setting_sees_the_change(db):
+    """Odoo tells other processes some time after the commit; a worker may have begun the job by then."""
+    with Worker(db):
+        for value in ("one", "two", "three"):
+            with db.env() as env:
+                env["ir.config_parameter"].set_param("job_worker.test", value)
+                job = env["test.job.target"].with_delay().job_parameter("job_worker.test").id
+                env.cr.commit()
+                env.registry.cache_invalidated.clear()  # it never comes to telling them
+            db.wait_for_state(job, "done")
+            assert db.value("SELECT result #>> '{}' FROM queue_job WHERE id = %s", job) == value

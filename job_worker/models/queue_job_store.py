@@ -288,10 +288,13 @@ class QueueJob(models.Model):
         precommit = self.env.cr.precommit
         if "job_worker.wake" not in precommit.data:
             precommit.data["job_worker.wake"] = True
-            precommit.add(partial(_wake_workers, self.env.cr))
+            precommit.add(partial(_wake_workers, self.env))
 
 
-def _wake_workers(cr):
+def _wake_workers(env):
+    cr = env.cr
+    # Odoo tells other processes after the commit about settings that were changed. A worker is quicker than that.
+    queries.signal_caches(cr, env.registry.cache_invalidated)
     # Taken out, because what another function before the commit enqueues after this needs a notification of its own.
     best = cr.precommit.data.pop("job_worker.claimable", {})
     del cr.precommit.data["job_worker.wake"]

@@ -5,6 +5,9 @@ and takes their locks, without waiting. The second, whose snapshot is younger th
 channels, and starts the best jobs that there is room for. In a channel nobody claims without its lock, so the count
 can't be outdated, and the limit of a channel holds over all workers.
 
+Both are in a function of the session, so that a claim is one round trip and holds its locks for no longer than the
+server needs. Where there is no session to keep it, or no right to create it, they are sent one after the other.
+
 **Horizons.** Rows that were claimed leave dead entries at the front of the indexes, and as long as any transaction of
 the cluster is older than they are, neither vacuum nor the index scans themselves may remove them: every claim would
 walk over all of them again. So a worker remembers for each channel how far it got, and goes on from there. Jobs that
@@ -13,9 +16,13 @@ and every second or so all channels are looked for from the beginning; less ofte
 """
 
 import time
+from dataclasses import dataclass
+
+from psycopg2 import errors
 
 from ..lifecycle import NEXT_CLAIM, NOW, TRANSITIONS, wake_workers
-from ..queries import prepared_statement
+from . import events
+from .attempt import Claim
 
 # How long to go on from the horizons before all channels are looked for again; 0 looks for them at every claim. And
 # what share of the time looking for them may take, with dead entries by the million.
@@ -68,7 +75,7 @@ WITH RECURSIVE known AS MATERIALIZED (SELECT * FROM {_KNOWN}
          ORDER BY {_ORDER} LIMIT 1) first
      WHERE NOT %(discover)s
 ), unblocked AS (
-    SELECT best.channel, COALESCE(rate_limit, 0) > 0 AS throttled
+    SELECT best.channel, best.priority, best.rank, best.id, known.running_from, COALESCE(rate_limit, 0) > 0 AS throttled
       FROM (SELECT * FROM head ORDER BY priority, rank, id OFFSET 0) best
       LEFT JOIN known ON known.channel = best.channel
       LEFT JOIN queue_limit ON queue_limit.name = best.channel
@@ -79,23 +86,28 @@ WITH RECURSIVE known AS MATERIALIZED (SELECT * FROM {_KNOWN}
            SELECT running FROM ({_RUNNING.format(channel="best.channel", running_from="known.running_from")}) running)
      LIMIT %(count)s + %(further)s
 ), open AS MATERIALIZED (
-    SELECT channel, throttled, pg_try_advisory_xact_lock({_LOCK_SPACE}, hashtext(channel)) AS locked FROM unblocked
+    SELECT *, pg_try_advisory_xact_lock({_LOCK_SPACE}, hashtext(channel)) AS locked FROM unblocked
 )
 SELECT extract(epoch FROM least(
            (SELECT scheduled_at FROM queue_job WHERE state = 'pending' AND NOT is_due ORDER BY scheduled_at LIMIT 1),
            (SELECT min(starts[greatest(array_length(starts, 1) - {_RATE_CAP}::int + 1, 1)] + {_RATE_WINDOW})
               FROM queue_limit JOIN queue_limit_starts ON limit_id = queue_limit.id JOIN head ON channel = name
              WHERE rate_limit > 0 AND "limit" > 0 AND {_RECENT_STARTS} >= {_RATE_CAP})
-       ) - {NOW})::float,
-       ARRAY(SELECT channel FROM open WHERE locked),
-       ARRAY(SELECT channel FROM open WHERE locked AND throttled),
-       EXISTS (SELECT FROM open WHERE NOT locked),
+       ) - {NOW})::float AS due_in,
+       mine.*,
+       EXISTS (SELECT FROM open WHERE NOT locked) AS busy,
        EXISTS (SELECT FROM head LEFT JOIN queue_limit ON name = channel
-                WHERE COALESCE("limit", 1) > 0 AND COALESCE(rate_limit, 0) = 0),
+                WHERE COALESCE("limit", 1) > 0 AND COALESCE(rate_limit, 0) = 0) AS queued,
        CASE WHEN (SELECT count(*) FROM head) <= {MAX_KNOWN_CHANNELS}
             THEN COALESCE((SELECT jsonb_agg(jsonb_build_array(channel, priority, rank::text, id)) FROM head), '[]')
-       END, EXISTS (SELECT FROM queue_worker WHERE name = %(worker)s AND state != 'dead'),
+       END AS heads,
+       EXISTS (SELECT FROM queue_worker WHERE name = %(worker)s AND state != 'dead') AS alive,
        EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))
+       AS modules_changing
+  FROM (SELECT array_agg(channel::text) AS channels, array_agg(priority) AS priorities,
+               array_agg(rank::text) AS ranks, array_agg(id) AS ids, array_agg(running_from) AS running_from,
+               array_agg(channel::text) FILTER (WHERE throttled) AS throttled
+          FROM open WHERE locked) mine
 """
 
 # The room in each locked channel, the best jobs that fit in it and as many more as to look further, the rows of those
@@ -152,16 +164,18 @@ WITH channel AS MATERIALIZED (
              WHERE place <= %(count)s
                AND place < COALESCE((SELECT min(place) FROM ranked WHERE place > %(free)s AND NOT ample), 2147483647)
              ORDER BY place OFFSET 0) chosen
+), claimed AS (
+    UPDATE queue_job job SET {_CLAIMED}
+     WHERE job.id = ANY(ARRAY(SELECT id FROM numbered))
+    RETURNING job.id, job.claim_seq, job.uuid, job.payload, job.user_id, job.company_id, job.channel, job.priority,
+              job.attempts, job.max_retries, job.timeout, job.database_failures,
+              extract(epoch FROM {NOW} - job.create_date)::float AS age,
+              EXISTS (SELECT FROM queue_job child WHERE child.parent_id = job.id OFFSET 0)
+              OR EXISTS (SELECT FROM queue_job_dependency_rel WHERE dependency_id = job.id OFFSET 0) AS has_children,
+              {_RANK.replace("scheduled_at", "job.scheduled_at")}::text AS rank,
+              (SELECT oldest FROM numbered WHERE numbered.id = job.id) AS oldest
 )
-UPDATE queue_job job SET {_CLAIMED}
- WHERE job.id = ANY(ARRAY(SELECT id FROM numbered))
-RETURNING job.id, job.claim_seq, job.uuid, job.payload, job.user_id, job.company_id, job.channel, job.priority,
-          job.attempts, job.max_retries, job.timeout, job.database_failures,
-          extract(epoch FROM {NOW} - job.create_date)::float,
-          EXISTS (SELECT FROM queue_job child WHERE child.parent_id = job.id OFFSET 0)
-          OR EXISTS (SELECT FROM queue_job_dependency_rel WHERE dependency_id = job.id OFFSET 0),
-          {_RANK.replace("scheduled_at", "job.scheduled_at")}::text,
-          (SELECT oldest FROM numbered WHERE numbered.id = job.id)
+SELECT COALESCE(jsonb_agg(to_jsonb(claimed) ORDER BY claim_seq), '[]') FROM claimed
 """
 
 _RECORD_STARTS = f"""
@@ -181,7 +195,7 @@ UPDATE queue_job SET is_due = true
 RETURNING channel, priority, id
 """
 
-_WANTED_TYPES = {"worker": "text", "count": "int", "further": "int"}
+_WANTED_TYPES = {"worker": "text", "count": "int", "further": "int", "free": "int", "discover": "bool"}
 _KNOWN_TYPES = {
     "channels": "text[]",
     "priorities": "int[]",
@@ -189,27 +203,71 @@ _KNOWN_TYPES = {
     "ids": "int[]",
     "running_from": "bigint[]",
 }
-_STATEMENTS = {
-    "open": (_OPEN_CHANNELS, {**_WANTED_TYPES, "discover": "bool", **_KNOWN_TYPES}),
-    "claim": (_CLAIM, {**_WANTED_TYPES, "free": "int", **_KNOWN_TYPES}),
-}
+_TYPES = {**_WANTED_TYPES, **_KNOWN_TYPES}
+_STATEMENTS = {"open": _OPEN_CHANNELS, "claim": _CLAIM}
+# In a function at READ COMMITTED each statement has a snapshot of its own, as in a transaction.
+_FUNCTION = """
+CREATE FUNCTION pg_temp.job_worker_claim({types}) RETURNS jsonb LANGUAGE plpgsql AS $function$
+DECLARE
+    opened record;
+    jobs jsonb := '[]';
+    signals jsonb;
+BEGIN
+    SELECT * INTO opened FROM ({open}) found_channels;
+    IF opened.alive AND opened.channels IS NOT NULL AND NOT opened.modules_changing THEN
+        {claim} INTO jobs;
+    END IF;
+    IF jobs != '[]' THEN
+        IF opened.throttled IS NOT NULL THEN
+            {record_starts};
+        END IF;
+        signals := {signals};
+    END IF;
+    RETURN jsonb_build_array(to_jsonb(opened), jobs, signals);
+END
+$function$
+"""
+_STARTED = """(SELECT array_agg(job->>'channel') FROM jsonb_array_elements(jobs) job
+                WHERE job->>'channel' = ANY(opened.throttled))"""
+_PLACEHOLDERS = {name: f"%({name})s::{kind}" for name, kind in _TYPES.items()}
+_CALL = f"SELECT pg_temp.job_worker_claim({', '.join(_PLACEHOLDERS.values())})"
 _BEGINNING = (-(2**31), "-infinity", 0)
 
 
-class Claiming:
-    """The claims of one worker, on one connection.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a claim found.
 
-    :param bool prepared: the connection keeps prepared statements; call :meth:`prepare` whenever it was opened
+    :param claims: the jobs it started, in the order in which they are to run
+    :param signals: what :class:`~.signals.Signals` follows; ``None`` without claims
+    :param due_in: seconds until a scheduled job or a throttled channel is due, or ``None``
+    :param busy: whether another worker is claiming in a channel of the best jobs
+    :param queued: whether jobs wait in channels that are neither paused nor throttled
+    :param alive: whether this worker still counts as alive
+    :param modules_changing: whether modules are being installed or upgraded
+    :param again: whether all the best jobs were being changed by somebody, and the next claim looks at more of them
     """
 
-    def __init__(self, prepared):
-        self._prepared = prepared
-        self._sql = {}
-        self._prepare = []
-        for name, (sql, types) in _STATEMENTS.items():
-            prepare, execute, plain = prepared_statement(f"job_worker_{name}", sql, types)
-            self._prepare.append(prepare)
-            self._sql[name] = execute if prepared else plain
+    claims: list
+    signals: list
+    due_in: float
+    busy: bool
+    queued: bool
+    alive: bool
+    modules_changing: bool
+    again: bool
+
+
+class Claiming:
+    """The claims of one worker.
+
+    :param bool session: the connection keeps what :meth:`prepare` makes; call that whenever it was opened
+    """
+
+    def __init__(self, session):
+        self._session = session
+        self._has_function = False
+        self._signals = None
         self._horizons = {}
         self._running_from = {}
         self._discover_at = 0.0
@@ -217,10 +275,30 @@ class Claiming:
         self._further = 0
         self._best_heard = None
 
-    def prepare(self, cr):
-        """Have the statements planned once for this session."""
-        if self._prepared:
-            cr.execute("; ".join(["SET plan_cache_mode = force_generic_plan", *self._prepare]))
+    def prepare(self, cr, signals):
+        """Make the function, whose statements are planned once for the session.
+
+        :param str signals: see :attr:`.signals.Signals.expression`
+        """
+        self._signals = signals
+        if not self._session:
+            return
+        arguments = {name: f"${place}" for place, name in enumerate(_TYPES, 1)}
+        opened = {name: f"opened.{name}::{kind}" for name, kind in _KNOWN_TYPES.items()}
+        function = _FUNCTION.format(
+            types=", ".join(_TYPES.values()),
+            open=_STATEMENTS["open"] % arguments,
+            claim=_STATEMENTS["claim"] % {**arguments, **opened},
+            record_starts=_RECORD_STARTS % {"channels": _STARTED},
+            signals=signals,
+        )
+        try:
+            cr.execute("SET plan_cache_mode = force_generic_plan")
+            cr.execute(function)  # pylint: disable=sql-injection
+            self._has_function = True
+        except errors.InsufficientPrivilege as error:
+            self._has_function = False
+            events.no_function(error)
 
     def forget(self):
         """Look for all channels at the next claim, and count all that runs."""
@@ -245,62 +323,56 @@ class Claiming:
         best, self._best_heard = self._best_heard, None
         return best
 
-    def open_channels(self, cr, worker, count):
-        """Lock the channels that the best ``count`` jobs are in, until the end of the transaction.
+    def claim(self, connection, worker, free, count):
+        """Start the best jobs that there is room for, in a transaction of its own.
 
-        :return: ``(seconds until a scheduled job or a throttled channel is due or None, locked channels, those of them
-            that are throttled, whether another worker held one, whether jobs wait in channels that are neither paused
-            nor throttled, whether this worker still counts as alive, whether modules are being installed or upgraded)``
+        :param connection: :class:`~.connection.Connection`
+        :param str worker: name of the worker
+        :param int free: jobs it can run at once now
+        :param int count: jobs to claim at most; what goes beyond ``free`` is claimed ahead
+        :rtype: Outcome
         """
-        discover = self._should_discover()
-        parameters = {"worker": worker, "count": count, "discover": discover, **self._known(self._horizons)}
-        parameters["further"] = self._further
+        discover = self._too_many or len(self._horizons) > MAX_KNOWN_CHANNELS or time.monotonic() >= self._discover_at
+        parameters = {"worker": worker, "free": free, "count": count, "discover": discover, "further": self._further}
+        parameters.update(self._known())
         begin = time.monotonic()
-        cr.execute(self._sql["open"], parameters)
-        due_in, channels, throttled, busy, queued, found, alive, modules_changing = cr.fetchone()
+        if self._has_function:
+            with connection.transaction(single_statement=True) as cr:
+                cr.execute(_CALL, parameters)
+                opened, jobs, signals = cr.fetchone()[0]
+        else:
+            opened, jobs, signals = _claim_in_steps(connection, parameters, self._signals)
         if discover:
             end = time.monotonic()
             self._discover_at = end + max(DISCOVER_SECONDS, (end - begin) / MAX_DISCOVER_SHARE)
-        # Channels that have nothing left are forgotten: a notification tells when they have.
-        self._too_many = found is None
-        self._horizons = {channel: tuple(key) for channel, *key in found or ()}
-        return due_in, channels, throttled, busy, queued, alive, modules_changing
+        self._remember(opened["heads"], jobs)
+        if opened["channels"]:
+            self._further = 0 if jobs else min(max(2 * self._further, FIRST_FURTHER), MOST_FURTHER)
+        due_in = opened["due_in"]
+        return Outcome(
+            claims=[_as_claim(job, opened["throttled"] or ()) for job in jobs],
+            signals=signals,
+            due_in=None if due_in is None else float(due_in),  # for JSON, infinity is a string
+            again=bool(opened["channels"]) and not jobs and 0 < self._further < MOST_FURTHER,
+            **{name: opened[name] for name in ("busy", "queued", "alive", "modules_changing")},
+        )
 
-    @property
-    def looks_further(self):
-        """Whether all the best jobs were being changed by somebody, and the next claim looks at more of them."""
-        return 0 < self._further < MOST_FURTHER
+    def _remember(self, heads, jobs):
+        """How far the worker got in each channel.
 
-    def _should_discover(self):
-        return self._too_many or len(self._horizons) > MAX_KNOWN_CHANNELS or time.monotonic() >= self._discover_at
-
-    def claim(self, cr, worker, channels, free, count):
-        """Start the best jobs of locked channels.
-
-        :param channels: what :meth:`open_channels` locked in this transaction
-        :param int free: jobs the worker can run at once now
-        :param int count: jobs to claim at most; what goes beyond ``free`` is claimed ahead
-        :return: values of :class:`~.attempt.Claim`, in the order of the claims
+        Channels that have nothing left are forgotten: a notification tells when they have.
         """
-        parameters = {"worker": worker, "free": free, "count": count, **self._known(channels)}
-        parameters["further"] = self._further
-        cr.execute(self._sql["claim"], parameters)
-        rows = sorted(cr.fetchall(), key=lambda row: row[1])
-        self._further = 0 if rows else min(max(2 * self._further, FIRST_FURTHER), MOST_FURTHER)
+        self._too_many = heads is None
+        self._horizons = {channel: tuple(key) for channel, *key in heads or ()}
         running_from = {}
-        for row in rows:
-            (job_id, claim_seq), channel, priority, (rank, oldest) = row[:2], row[6], row[7], row[-2:]
-            key = (priority, rank, job_id)
+        for job in jobs:
+            channel, claim_seq = job["channel"], job["claim_seq"]
+            key = (job["priority"], job["rank"], job["id"])
             self._horizons[channel] = max(self._horizons.get(channel, _BEGINNING), key, key=_sort_key)
-            running_from[channel] = min(running_from.get(channel, claim_seq), oldest or claim_seq)
+            running_from[channel] = min(running_from.get(channel, claim_seq), job["oldest"] or claim_seq)
         if len(self._running_from) > MAX_KNOWN_CHANNELS:  # of channels that come and go
             self._running_from.clear()
         self._running_from.update(running_from)
-        return [row[:-2] for row in rows]
-
-    def record_starts(self, cr, channels):
-        """Remember the starts just claimed in throttled channels; ``channels`` has one name for each start; by key."""
-        cr.execute(_RECORD_STARTS, {"channels": list(channels)})
 
     def mark_due(self, cr):
         """Make pending jobs claimable whose schedule has come, unless somebody is changing them.
@@ -313,16 +385,41 @@ class Claiming:
             wake_workers(cr, due)
         return bool(due)
 
-    def _known(self, channels):
-        """The horizons of ``channels``, as the statements take them."""
-        keys = [self._horizons.get(channel, _BEGINNING) for channel in channels]
+    def _known(self):
+        """The horizons, as the statements take them."""
+        keys = self._horizons.values()
         return {
-            "channels": list(channels),
+            "channels": list(self._horizons),
             "priorities": [key[0] for key in keys],
             "ranks": [key[1] for key in keys],
             "ids": [key[2] for key in keys],
-            "running_from": [self._running_from.get(channel) for channel in channels],
+            "running_from": [self._running_from.get(channel) for channel in self._horizons],
         }
+
+
+def _as_claim(job, throttled):
+    known = {name: value for name, value in job.items() if name in Claim.__dataclass_fields__}
+    return Claim(**known, throttled=job["channel"] in throttled)
+
+
+def _claim_in_steps(connection, parameters, signals):
+    """What the function does, statement by statement."""
+    jobs, row = [], None
+    with connection.transaction() as cr:
+        cr.execute(_STATEMENTS["open"] % _PLACEHOLDERS, parameters)
+        opened = dict(zip([column.name for column in cr.description], cr.fetchone(), strict=True))
+        if opened["alive"] and opened["channels"] and not opened["modules_changing"]:
+            parameters = {**parameters, **{name: opened[name] for name in _KNOWN_TYPES}}
+            cr.execute(_STATEMENTS["claim"] % _PLACEHOLDERS, parameters)
+            jobs = cr.fetchone()[0]
+        if jobs:
+            if opened["throttled"]:
+                started = [job["channel"] for job in jobs if job["channel"] in opened["throttled"]]
+                cr.execute(_RECORD_STARTS % {"channels": "%s"}, (started,))
+            # after the commit, because until then nobody else claims in these channels
+            cr.commit_then(f"SELECT {signals}")
+            row = cr.fetchone()[0]
+    return opened, jobs, row
 
 
 def _sort_key(key):

@@ -98,22 +98,23 @@ class Connection:
         return self._connection is not None and not self._connection.closed
 
     @contextmanager
-    def transaction(self):
+    def transaction(self, single_statement=False):
         """Cursor of a transaction at READ COMMITTED: committed at the end, rolled back if an exception passes.
 
+        :param bool single_statement: it has one, which begins and commits it, where settings last for the session
         :rtype: TransactionCursor
         :raise psycopg2.Error: any of :data:`TROUBLE` leaves the connection closed
         """
         try:
             self.open()
             with self._connection.cursor(cursor_factory=TransactionCursor) as cr:
-                cr.set_up(self._note_sending, {} if self._session else self._settings)
+                cr.set_up(self._note_sending, {} if self._session else self._settings, single_statement)
                 try:
                     yield cr
                 except BaseException:
                     cr.roll_back()
                     raise
-                cr.commit()
+                cr.end()
         except TROUBLE:
             self.close()
             raise
@@ -176,29 +177,32 @@ class Connection:
 class TransactionCursor(psycopg2.extensions.cursor):
     """Cursor of one transaction, in as few round trips as may be: the first statement takes the ``BEGIN`` along."""
 
-    def set_up(self, on_send, settings):
+    def set_up(self, on_send, settings, single_statement):
         """Prepare for the first statement.
 
         :param on_send: called before each statement is sent
         :param dict settings: of the server, for this transaction
+        :param bool single_statement: see :meth:`Connection.transaction`
         """
         self._on_send = on_send
-        self._before = f"{queries.BEGIN_BOOKKEEPING}; {queries.set_local(settings)}"
+        self._before = "" if single_statement else f"{queries.BEGIN_BOOKKEEPING}; {queries.set_local(settings)}"
         self._begun = False
 
     def execute(self, query, parameters=None):
         self._on_send()
-        before, self._before, self._begun = self._before, "", True
+        before, self._before = self._before, ""
+        self._begun = self._begun or bool(before)
         return super().execute(before + query, parameters)
 
-    def commit(self, then=None):
-        """End the transaction; called at its end, if it was not before.
-
-        :param str then: statement to send along, to be executed after the commit
-        """
+    def end(self):
+        """Commit, unless that was done before."""
         if self._begun:
-            self.execute(f"COMMIT; {then}" if then else "COMMIT")
-            self._begun = False
+            self.execute("COMMIT")
+
+    def commit_then(self, query):
+        """Commit and, in the same round trip, execute a statement after that."""
+        self.execute(f"COMMIT; {query}")
+        self._begun = False
 
     def roll_back(self):
         if self._begun and not self.connection.closed:

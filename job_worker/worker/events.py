@@ -31,6 +31,10 @@ def claiming_resumed(worker):
     _logger.info("claiming resumed: worker=%s", worker)
 
 
+def no_function(error):
+    _logger.warning("claims are slower, because their function can't be created: error=%s", str(error).strip())
+
+
 def database_lost(worker, error):
     _logger.warning("database lost, trying to reconnect: worker=%s error=%s", worker, str(error).strip())
 

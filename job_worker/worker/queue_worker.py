@@ -17,7 +17,7 @@ from odoo.tools import config
 from .. import attempts, queries
 from ..lifecycle import MAX_BACKOFF_SECONDS
 from . import events, recovery
-from .attempt import LOST, SHUTDOWN, Claim
+from .attempt import LOST, SHUTDOWN
 from .claiming import Claiming
 from .connection import TROUBLE, Backoff, Connection
 from .executor import Executor
@@ -106,8 +106,8 @@ class QueueWorker:
         self._superseded = False
         self._buried = False
         self.connection = Connection(db_name, self._prepare_connection, session=listen)
-        self._claiming = Claiming(prepared=listen)
-        self._signals = Signals(db_name, prepared=listen)
+        self._claiming = Claiming(session=listen)
+        self._signals = Signals(db_name)
         self._trouble = Backoff()
         self._lost = []
         self._wake_receiver, self._wake_sender = socket.socketpair()
@@ -231,8 +231,7 @@ class QueueWorker:
     def _prepare_connection(self, cr):
         if self._listen:
             queries.listen(cr)
-        self._claiming.prepare(cr)
-        self._signals.prepare(cr)
+        self._claiming.prepare(cr, self._signals.expression)
         self._claiming.forget()
 
     def _take_stock(self):
@@ -284,38 +283,27 @@ class QueueWorker:
         return self._claim(free, count)
 
     def _claim(self, free, count):
-        rows, signals = [], None
-        with self.connection.transaction() as cr:
-            opened = self._claiming.open_channels(cr, self.name, count)
-            due_in, channels, throttled, busy, queued, alive, modules_changing = opened
-            if alive and channels and not modules_changing:
-                rows = self._claiming.claim(cr, self.name, channels, free, count)
-            claims = [Claim(*row, throttled=row[6] in throttled) for row in rows]
-            if claims and throttled:
-                self._claiming.record_starts(cr, [claim.channel for claim in claims if claim.throttled])
-            if claims:
-                # after the commit, because until then nobody else claims in these channels
-                cr.commit(then=self._signals.sql)
-                signals = cr.fetchone()
-        if signals and self._signals.follow(signals):
-            self._give_back(claims, "modules have changed")
+        found = self._claiming.claim(self.connection, self.name, free, count)
+        if found.claims and self._signals.follow(found.signals):
+            self._give_back(found.claims, "modules have changed")
             return self._follow_registry()
-        self.pool.submit(claims)
-        if not alive:
+        self.pool.submit(found.claims)
+        if not found.alive:
             self._buried = True
             return 0
-        if modules_changing:
+        if found.modules_changing:
             self._set_pause_reason("modules are being installed or upgraded")
             return 1.0
         self._set_pause_reason(None)
-        if due_in is not None and due_in <= 0:
+        if found.due_in is not None and found.due_in <= 0:
             return 0 if self._mark_due() else LOCKED_SCHEDULE_WAIT_SECONDS
-        if busy:
+        if found.busy:
             return random.uniform(0.5, 1) * BUSY_CHANNEL_WAIT_SECONDS
-        if len(claims) == count or (channels and not claims and self._claiming.looks_further):
+        if len(found.claims) == count or found.again:
             return 0
-        wait = min(self.poll_timeout, FULL_CHANNEL_WAIT_SECONDS) if queued and not claims else self.poll_timeout
-        return wait if due_in is None else min(due_in, wait)
+        full = found.queued and not found.claims
+        wait = min(self.poll_timeout, FULL_CHANNEL_WAIT_SECONDS) if full else self.poll_timeout
+        return wait if found.due_in is None else min(found.due_in, wait)
 
     def _mark_due(self):
         """Make claimable what is due; whether there was anything that nobody else is changing."""

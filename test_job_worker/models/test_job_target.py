@@ -266,6 +266,10 @@ class TestJobTarget(models.Model):
         if error:
             raise ERRORS[error]()
 
+    def job_parameter(self, key):
+        """A system parameter, which Odoo caches in each process."""
+        return self.env["ir.config_parameter"].sudo().get_param(key)
+
     def job_hold_gil(self):
         """Never come back, in C, and let no other thread of the process run."""
         re.match(r"(a+)+$", "a" * 64 + "b")
