@@ -11,6 +11,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from bench import tables
 from bench.contestants import versions
 from bench.measure import Series
 
@@ -85,7 +86,7 @@ def goals(rows: list[tuple[str, str, float, bool]]) -> list[dict]:
 
 
 def save(command: str, results: dict) -> None:
-    """Add the parts of this run to the JSON file; the others stay as an earlier run left them."""
+    """Add the parts of this run to the JSON file and the manual; the others stay as an earlier run left them."""
     everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     stamp = {
         "command": command,
@@ -97,3 +98,5 @@ def save(command: str, results: dict) -> None:
         everything[part] = {**stamp, **result}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(everything, indent=1) + "\n")
+    # in the order that is in the file, where the keys of dictionaries are strings
+    tables.write(json.loads(RESULTS.read_text()))

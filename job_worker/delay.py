@@ -48,12 +48,16 @@ def check_text(name, value):
 
     :return: ``value``
     :raise TypeError: not a string
-    :raise ValueError: it contains a NUL character
+    :raise ValueError: it contains a NUL character or a lone surrogate
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {value!r}")
     if "\x00" in value:
         raise ValueError(f"{name} can't contain a NUL character: {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} can't contain half of a character: {value!r}") from None
     return value
 
 

@@ -6,6 +6,9 @@ kept here. Whatever the transaction says to the server next, be it a query, a sa
 nobody finds one missing. A rollback forgets them.
 """
 
+import re
+from functools import partial
+
 import psycopg2.extensions
 
 from . import queries
@@ -13,34 +16,43 @@ from . import queries
 MAX_ROWS = 256
 MAX_PAYLOAD_CHARS = 2**20
 _REGISTERED = "job_worker.insert_buffer"
+_ROLLBACK = re.compile(r"\s*ROLLBACK\b", re.IGNORECASE)
 
 
 def insert_soon(cr, job):
     """Insert a job, at the latest before the next statement of the transaction.
 
     :param cr: Odoo cursor
-    :param dict job: as for :func:`.queries.insert_jobs`, without id, with neither identity key nor parents
+    :param dict job: as for :func:`.queries.insert_jobs`, without id, with neither identity key nor parents: there is
+        nothing that the insert could refuse, but the user and the company
     :return: the id of the job
     """
     real = getattr(cr, "_cursor", cr)  # beneath a cursor of tests
     if not isinstance(real._obj, BufferingCursor):
         real._obj = real._cnx.cursor(cursor_factory=BufferingCursor)
     buffer = real._obj
-    if buffer.in_a_row_of is cr:
+    follows = (cr, job["user_id"], job["company_id"])
+    if buffer.follows == follows:
         return buffer.keep(job)
     (job_id,) = queries.insert_jobs(cr, [job])
     for callbacks, function in ((cr.precommit, buffer.close_row), (cr.prerollback, buffer.forget)):
         if _REGISTERED not in callbacks.data:
             callbacks.data[_REGISTERED] = True
-            callbacks.add(function)
-    buffer.in_a_row_of = cr
+            callbacks.add(partial(_call_once, callbacks, function))
+    buffer.follows = follows
     return job_id
+
+
+def _call_once(callbacks, function):
+    del callbacks.data[_REGISTERED]
+    function()
 
 
 class BufferingCursor(psycopg2.extensions.cursor):
     """Cursor beneath Odoo's that sends what it keeps before any other statement.
 
-    :ivar in_a_row_of: the Odoo cursor that stored a job and has not said anything else since
+    :ivar follows: the Odoo cursor that stored a job and has not said anything else since, with the user and the company
+        of the job
     """
 
     def __init__(self, *args, **kwargs):
@@ -49,7 +61,7 @@ class BufferingCursor(psycopg2.extensions.cursor):
 
     def forget(self):
         """Drop what is kept: the transaction is rolled back."""
-        self.in_a_row_of = None
+        self.follows = None
         self._kept = []
         self._payload_chars = 0
         self._ids = []
@@ -68,9 +80,9 @@ class BufferingCursor(psycopg2.extensions.cursor):
         self._kept.append(job)
         self._payload_chars += len(job["payload"])
         if not self._ids or self._payload_chars > MAX_PAYLOAD_CHARS:
-            row_of, block = self.in_a_row_of, self._block
+            follows, block = self.follows, self._block
             self.close_row()
-            self.in_a_row_of, self._block = row_of, block
+            self.follows, self._block = follows, block
         return job["id"]
 
     def close_row(self):
@@ -83,9 +95,12 @@ class BufferingCursor(psycopg2.extensions.cursor):
             with self.connection.cursor() as cr:
                 queries.insert_jobs(cr, kept)
 
-    def execute(self, *args, **kwargs):
-        self.close_row()
-        return super().execute(*args, **kwargs)
+    def execute(self, query, *args, **kwargs):
+        if isinstance(query, str) and _ROLLBACK.match(query):  # to a savepoint, which is older than what is kept
+            self.forget()
+        else:
+            self.close_row()
+        return super().execute(query, *args, **kwargs)
 
     def executemany(self, *args, **kwargs):
         self.close_row()

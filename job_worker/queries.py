@@ -54,7 +54,7 @@ def set_local(settings):
 
 def columns_as_json(select):
     """The columns of a ``SELECT`` that reads no table itself, as an expression whose value is a JSON array."""
-    return f"jsonb_build_array({select.removeprefix('SELECT ')})"
+    return f"json_build_array({select.removeprefix('SELECT ')})"
 
 
 def signal_caches(cr, names):

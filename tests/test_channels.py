@@ -9,6 +9,7 @@ from tests.harness import Worker, ticks, wait_until, worker_thread  # first: it 
 
 from odoo.addons.job_worker.lifecycle import move  # isort: skip
 from odoo.addons.job_worker.worker import claiming  # isort: skip
+from odoo.addons.job_worker.worker.connection import Connection  # isort: skip
 from odoo.addons.job_worker.worker.pool import Pool  # isort: skip
 
 
@@ -281,3 +282,16 @@ def test_a_role_that_may_not_create_temporary_objects_can_run_a_worker(db, monke
     assert len(runs(db, "root")) == 20
     assert len(runs(db, "narrow")) == 5
     assert told
+
+
+def test_channels_are_counted_after_they_are_locked_whatever_the_server_is_set_to(db):
+    db.query(f"ALTER DATABASE \"{db.name}\" SET default_transaction_isolation = 'repeatable read'")
+    claims = claiming.Claiming(session=True)
+    connection = Connection(db.name, lambda cr: claims.prepare(cr, "json_build_array()"))
+    try:
+        with connection.transaction(single_statement=True) as cr:
+            cr.execute("SHOW transaction_isolation")
+            assert cr.fetchone() == ("read committed",)
+    finally:
+        connection.close()
+        db.query(f'ALTER DATABASE "{db.name}" RESET default_transaction_isolation')

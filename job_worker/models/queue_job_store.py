@@ -149,6 +149,8 @@ class QueueJob(models.Model):
         what = f"{call.model_name}.{call.method_name}"
         if not all(isinstance(record_id, int) for record_id in records._ids):
             raise TypeError(f"{what}() can't be delayed on a record that is not saved yet")
+        if not all(abs(record_id) < 2**31 for record_id in records._ids):
+            raise ValueError(f"{what}() can't be delayed on a record with such an id: {records}")
         args, kwargs = dump_call(call.args, call.kwargs, what)
         caller = (env, call.model_name)
         if caller not in callers:
@@ -183,8 +185,9 @@ class QueueJob(models.Model):
             "delay": seconds,
             "create_uid": env.uid,
         }
-        if type(records)._job_store_values is not Base._job_store_values:
-            wanted = records._job_store_values({**values, "payload": payload})
+        if type(records)._job_store_values is not Base._job_store_values and (
+            wanted := records._job_store_values({**values, "payload": payload})
+        ):
             for name in wanted:
                 field = self._fields.get(name)
                 if field is None or not field.store or not field.column_type or name in _ENGINE_FIELDS:
@@ -310,8 +313,9 @@ def _caller(records):
 
 
 def _may_wait(row):
-    """Whether a row is on its own, with nothing in it that the insert can refuse and the caller is to be told of."""
-    return not (row.get("id") or row["identity_key"] or row.get("extra")) and row["state"] == PENDING
+    """Whether a row is on its own, with nothing in it that the insert could refuse, or that depends on the moment."""
+    alone = row["state"] == PENDING and not row.get("id")
+    return alone and row["identity_key"] is None and row["delay"] is None and "extra" not in row
 
 
 def _parents_first(nodes):

@@ -3,7 +3,6 @@ import io
 import itertools
 from unittest.mock import patch
 
-import psycopg2
 from odoo.tools import mute_logger
 from psycopg2.errors import DivisionByZero, ForeignKeyViolation, InFailedSqlTransaction, UniqueViolation
 
@@ -128,28 +127,59 @@ class TestInsertBuffer(BufferCase):
             self.target.with_delay(channel=self.channel).job_echo("x" * 2**20)
             insert.assert_called_once()
 
+    def error_of(self, do):
+        """What ``do`` raises; not with ``assertRaises()``, which Odoo puts into a savepoint."""
+        try:
+            do()
+        except Exception as error:
+            return type(error)
+        return None
+
     def test_values_of_a_model_that_the_table_refuses_are_told_at_the_call(self):
+        model = self.env.registry["test.job.target"]
+        for values in ({"user_id": 2**31 - 1}, {"company_id": 2**31 - 1}):
+            with mute_logger("odoo.sql_db"), self.cr.savepoint(flush=False) as savepoint:
+                self.enqueue_in_a_row(3)
+                with patch.object(model, "_job_store_values", lambda *args, values=values: values):
+                    self.assertEqual(self.error_of(lambda: self.enqueue_in_a_row(1)), ForeignKeyViolation)
+                savepoint.rollback()
+
+    def test_what_is_wrong_with_a_call_is_told_at_the_call(self):
         self.enqueue_in_a_row(3)
-        with (
-            patch.object(
-                self.env.registry["test.job.target"], "_job_store_values", lambda *args: {"user_id": 2**31 - 1}
-            ),
-            mute_logger("odoo.sql_db"),
-            self.assertRaises(ForeignKeyViolation),
-            self.cr.savepoint(),
+        for call in (
+            lambda: self.target.with_delay(description="\ud800").job_nothing(),
+            lambda: self.target.browse(2**40).with_delay().job_nothing(),
         ):
-            self.enqueue_in_a_row(1)
+            self.assertEqual(self.error_of(call), ValueError)
+
+    def test_a_job_of_another_user_begins_a_row_of_its_own(self):
+        self.enqueue_in_a_row(3)
+        other = self.env.ref("base.user_admin")
+        with patch.object(queries, "insert_jobs", side_effect=queries.insert_jobs) as insert:
+            self.target.with_user(other).with_delay(channel=self.channel).job_nothing()
+            self.assertTrue(insert.called)
+
+    def test_a_delay_counts_from_the_call(self):
+        with patch.object(queries, "insert_jobs", side_effect=queries.insert_jobs) as insert:
+            self.enqueue_in_a_row(3, eta=30)
+            self.assertEqual(insert.call_count, 3)
+
+    def test_a_rollback_to_a_savepoint_works_whatever_is_kept(self):
+        with self.assertRaises(KeyError), self.cr.savepoint():
+            first = self.enqueue_in_a_row(1)
+            with patch.object(queries, "reserve_job_ids", return_value=first.ids * 4):
+                self.enqueue_in_a_row(3)  # would violate the primary key
+            raise KeyError
+        jobs = self.enqueue_in_a_row(3)
+        self.assertEqual(self.ids(), jobs.ids)
 
     def test_after_an_error_of_the_server_the_next_fails_at_the_call(self):
         before = self.enqueue_in_a_row(3)
-        errors = []
         with mute_logger("odoo.sql_db"), self.cr.savepoint(flush=False) as savepoint:
-            # not with assertRaises(), which Odoo puts into a savepoint
-            for do in (lambda: self.cr.execute("SELECT 1 / 0"), lambda: self.enqueue_in_a_row(1)):
-                try:
-                    do()
-                except psycopg2.Error as error:
-                    errors.append(type(error))
+            errors = [
+                self.error_of(lambda: self.cr.execute("SELECT 1 / 0")),
+                self.error_of(lambda: self.enqueue_in_a_row(1)),
+            ]
             savepoint.rollback()
         self.assertEqual(errors, [DivisionByZero, InFailedSqlTransaction])
         after = self.enqueue_in_a_row(3)
@@ -208,6 +238,14 @@ class TestTransactions(BufferCase):
             self.enqueue_in_a_row(env=env)
             cr.rollback()
             self.assertEqual(self.ids(cr), [])
+            jobs = self.enqueue_in_a_row(env=env)
+        self.assertEqual(self.stored(), jobs.ids)
+
+    def test_a_rollback_forgets_what_is_enqueued_while_it_is_on_its_way(self):
+        with external_env(self.env) as (cr, env):
+            self.enqueue_in_a_row(env=env)
+            cr.prerollback.add(lambda: self.enqueue_in_a_row(env=env))
+            cr.rollback()
             jobs = self.enqueue_in_a_row(env=env)
         self.assertEqual(self.stored(), jobs.ids)
 

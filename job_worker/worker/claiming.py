@@ -175,7 +175,7 @@ WITH channel AS MATERIALIZED (
               {_RANK.replace("scheduled_at", "job.scheduled_at")}::text AS rank,
               (SELECT oldest FROM numbered WHERE numbered.id = job.id) AS oldest
 )
-SELECT COALESCE(jsonb_agg(to_jsonb(claimed) ORDER BY claim_seq), '[]') FROM claimed
+SELECT * FROM claimed ORDER BY claim_seq
 """
 
 _RECORD_STARTS = f"""
@@ -205,30 +205,32 @@ _KNOWN_TYPES = {
 }
 _TYPES = {**_WANTED_TYPES, **_KNOWN_TYPES}
 _STATEMENTS = {"open": _OPEN_CHANNELS, "claim": _CLAIM}
-# In a function at READ COMMITTED each statement has a snapshot of its own, as in a transaction.
+# In a function at READ COMMITTED each statement has a snapshot of its own, as in a transaction. It returns what it
+# opened, then each job, then the signals: in rows of their own, because one value can't hold the payloads of all.
 _FUNCTION = """
-CREATE FUNCTION pg_temp.job_worker_claim({types}) RETURNS jsonb LANGUAGE plpgsql AS $function$
+CREATE OR REPLACE FUNCTION pg_temp.job_worker_claim({types}) RETURNS SETOF json LANGUAGE plpgsql AS $function$
 DECLARE
     opened record;
-    jobs jsonb := '[]';
-    signals jsonb;
+    taken record;
+    started text[] := '{{}}';
 BEGIN
     SELECT * INTO opened FROM ({open}) found_channels;
+    RETURN NEXT to_json(opened);
     IF opened.alive AND opened.channels IS NOT NULL AND NOT opened.modules_changing THEN
-        {claim} INTO jobs;
+        FOR taken IN {claim} LOOP
+            RETURN NEXT to_json(taken);
+            started := started || taken.channel::text;
+        END LOOP;
     END IF;
-    IF jobs != '[]' THEN
+    IF started != '{{}}' THEN
         IF opened.throttled IS NOT NULL THEN
             {record_starts};
         END IF;
-        signals := {signals};
+        RETURN NEXT {signals};
     END IF;
-    RETURN jsonb_build_array(to_jsonb(opened), jobs, signals);
 END
 $function$
 """
-_STARTED = """(SELECT array_agg(job->>'channel') FROM jsonb_array_elements(jobs) job
-                WHERE job->>'channel' = ANY(opened.throttled))"""
 _PLACEHOLDERS = {name: f"%({name})s::{kind}" for name, kind in _TYPES.items()}
 _CALL = f"SELECT pg_temp.job_worker_claim({', '.join(_PLACEHOLDERS.values())})"
 _BEGINNING = (-(2**31), "-infinity", 0)
@@ -281,6 +283,7 @@ class Claiming:
         :param str signals: see :attr:`.signals.Signals.expression`
         """
         self._signals = signals
+        self._has_function = False
         if not self._session:
             return
         arguments = {name: f"${place}" for place, name in enumerate(_TYPES, 1)}
@@ -289,15 +292,15 @@ class Claiming:
             types=", ".join(_TYPES.values()),
             open=_STATEMENTS["open"] % arguments,
             claim=_STATEMENTS["claim"] % {**arguments, **opened},
-            record_starts=_RECORD_STARTS % {"channels": _STARTED},
+            record_starts=_RECORD_STARTS % {"channels": "started"},
             signals=signals,
         )
         try:
-            cr.execute("SET plan_cache_mode = force_generic_plan")
+            # Without the isolation, channels would be counted as they were before they were locked.
+            cr.execute("SET plan_cache_mode = force_generic_plan; SET default_transaction_isolation = 'read committed'")
             cr.execute(function)  # pylint: disable=sql-injection
             self._has_function = True
         except errors.InsufficientPrivilege as error:
-            self._has_function = False
             events.no_function(error)
 
     def forget(self):
@@ -339,21 +342,23 @@ class Claiming:
         if self._has_function:
             with connection.transaction(single_statement=True) as cr:
                 cr.execute(_CALL, parameters)
-                opened, jobs, signals = cr.fetchone()[0]
+                opened, *jobs = (row for (row,) in cr.fetchall())
+                signals = jobs.pop() if jobs else None
         else:
             opened, jobs, signals = _claim_in_steps(connection, parameters, self._signals)
         if discover:
             end = time.monotonic()
             self._discover_at = end + max(DISCOVER_SECONDS, (end - begin) / MAX_DISCOVER_SHARE)
         self._remember(opened["heads"], jobs)
-        if opened["channels"]:
+        tried = opened["channels"] and opened["alive"] and not opened["modules_changing"]
+        if tried:
             self._further = 0 if jobs else min(max(2 * self._further, FIRST_FURTHER), MOST_FURTHER)
         due_in = opened["due_in"]
         return Outcome(
             claims=[_as_claim(job, opened["throttled"] or ()) for job in jobs],
             signals=signals,
             due_in=None if due_in is None else float(due_in),  # for JSON, infinity is a string
-            again=bool(opened["channels"]) and not jobs and 0 < self._further < MOST_FURTHER,
+            again=bool(tried) and not jobs and 0 < self._further < MOST_FURTHER,
             **{name: opened[name] for name in ("busy", "queued", "alive", "modules_changing")},
         )
 
@@ -402,20 +407,24 @@ def _as_claim(job, throttled):
     return Claim(**known, throttled=job["channel"] in throttled)
 
 
+def _as_dicts(cr):
+    names = [column.name for column in cr.description]
+    return [dict(zip(names, row, strict=True)) for row in cr.fetchall()]
+
+
 def _claim_in_steps(connection, parameters, signals):
     """What the function does, statement by statement."""
     jobs, row = [], None
     with connection.transaction() as cr:
         cr.execute(_STATEMENTS["open"] % _PLACEHOLDERS, parameters)
-        opened = dict(zip([column.name for column in cr.description], cr.fetchone(), strict=True))
+        (opened,) = _as_dicts(cr)
         if opened["alive"] and opened["channels"] and not opened["modules_changing"]:
             parameters = {**parameters, **{name: opened[name] for name in _KNOWN_TYPES}}
             cr.execute(_STATEMENTS["claim"] % _PLACEHOLDERS, parameters)
-            jobs = cr.fetchone()[0]
+            jobs = _as_dicts(cr)
         if jobs:
             if opened["throttled"]:
-                started = [job["channel"] for job in jobs if job["channel"] in opened["throttled"]]
-                cr.execute(_RECORD_STARTS % {"channels": "%s"}, (started,))
+                cr.execute(_RECORD_STARTS % {"channels": "%s"}, ([job["channel"] for job in jobs],))
             # after the commit, because until then nobody else claims in these channels
             cr.commit_then(f"SELECT {signals}")
             row = cr.fetchone()[0]
