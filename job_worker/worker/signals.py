@@ -15,6 +15,7 @@ class Signals:
 
     def __init__(self, db_name):
         self._db_name = db_name
+        self._followed = None
 
     @property
     def expression(self):
@@ -30,9 +31,12 @@ class Signals:
         :param list row: the value of :attr:`expression`
         :return: whether modules were installed or upgraded, which is not followed here
         """
+        if row == self._followed:
+            return False
         registry = Registry(self._db_name)
         answered = SimpleNamespace(execute=lambda query: None, fetchone=lambda: row)
         if registry.registry_sequence != registry.get_sequences(answered)[0]:
             return True
         registry.check_signaling(answered)
+        self._followed = row
         return False
