@@ -10,8 +10,8 @@ from bench import backlogs, contestants, report
 from bench.measure import Series, interleaved, percentile
 
 PROCESSES = 2
-DRAIN_JOBS = 3000
-LATENCY_JOBS = 60
+DRAIN_JOBS = 10_000
+LATENCY_JOBS = 200
 SNAPSHOT_JOBS = 200_000
 CHANNELS = 1000
 MANY_CHANNELS = f"{CHANNELS} channels in use"

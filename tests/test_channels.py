@@ -290,6 +290,7 @@ def test_channels_are_counted_after_they_are_locked_whatever_the_server_is_set_t
     connection = Connection(db.name, lambda cr: claims.prepare(cr, "json_build_array()"))
     try:
         with connection.transaction(single_statement=True) as cr:
+            assert claims._has_function
             cr.execute("SHOW transaction_isolation")
             assert cr.fetchone() == ("read committed",)
     finally:

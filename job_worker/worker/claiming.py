@@ -18,11 +18,12 @@ and every second or so all channels are looked for from the beginning; less ofte
 import time
 from dataclasses import dataclass
 
-from psycopg2 import errors
+import psycopg2
 
 from ..lifecycle import NEXT_CLAIM, NOW, TRANSITIONS, wake_workers
 from . import events
 from .attempt import Claim
+from .connection import is_trouble
 
 # How long to go on from the horizons before all channels are looked for again; 0 looks for them at every claim. And
 # what share of the time looking for them may take, with dead entries by the million.
@@ -300,7 +301,9 @@ class Claiming:
             cr.execute("SET plan_cache_mode = force_generic_plan; SET default_transaction_isolation = 'read committed'")
             cr.execute(function)  # pylint: disable=sql-injection
             self._has_function = True
-        except errors.InsufficientPrivilege as error:
+        except psycopg2.Error as error:  # no right to temporary objects, or something that watches over new ones
+            if is_trouble(error):
+                raise
             events.no_function(error)
 
     def forget(self):
