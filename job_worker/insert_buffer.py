@@ -48,6 +48,17 @@ def _call_once(callbacks, function):
     function()
 
 
+def _behind(name):
+    """The method of psycopg2's cursor, to be called behind what is kept."""
+    method = getattr(psycopg2.extensions.cursor, name)
+
+    def send_first(self, *args, **kwargs):
+        self.close_row()
+        return method(self, *args, **kwargs)
+
+    return send_first
+
+
 class BufferingCursor(psycopg2.extensions.cursor):
     """Cursor beneath Odoo's that sends what it keeps before any other statement.
 
@@ -102,22 +113,8 @@ class BufferingCursor(psycopg2.extensions.cursor):
             self.close_row()
         return super().execute(query, *args, **kwargs)
 
-    def executemany(self, *args, **kwargs):
-        self.close_row()
-        return super().executemany(*args, **kwargs)
-
-    def callproc(self, *args, **kwargs):
-        self.close_row()
-        return super().callproc(*args, **kwargs)
-
-    def copy_expert(self, *args, **kwargs):
-        self.close_row()
-        return super().copy_expert(*args, **kwargs)
-
-    def copy_from(self, *args, **kwargs):
-        self.close_row()
-        return super().copy_from(*args, **kwargs)
-
-    def copy_to(self, *args, **kwargs):
-        self.close_row()
-        return super().copy_to(*args, **kwargs)
+    executemany = _behind("executemany")
+    callproc = _behind("callproc")
+    copy_expert = _behind("copy_expert")
+    copy_from = _behind("copy_from")
+    copy_to = _behind("copy_to")
