@@ -1,7 +1,7 @@
 {
     "name": "Job Worker",
     "summary": "Durable background jobs: with_delay(), worker processes, retries, channels, graphs",
-    "version": "19.0.1.2.0",
+    "version": "19.0.1.3.0",
     "category": "Technical",
     "license": "LGPL-3",
     "author": "job_worker contributors",

@@ -472,16 +472,17 @@ def register_worker(cr, values):
     )
 
 
-def beat(cr, name, state, running_jobs, memory):
+def beat(cr, name, state, reason, running_jobs, memory):
     """Show that a worker lives.
 
+    :param str reason: why it claims nothing, or ``None``
     :param int memory: MiB
     :return: whether it is asked to pause, or ``None`` if it was taken for dead
     """
     cr.execute(
-        f"UPDATE queue_worker SET last_heartbeat = {NOW}, state = %s, running_jobs = %s, memory = %s"
+        f"UPDATE queue_worker SET last_heartbeat = {NOW}, state = %s, reason = %s, running_jobs = %s, memory = %s"
         " WHERE name = %s AND state != 'dead' RETURNING pause_requested",
-        (state, running_jobs, memory, name),
+        (state, reason, running_jobs, memory, name),
     )
     row = cr.fetchone()
     return row[0] if row else None

@@ -13,7 +13,7 @@ from .queue_channel import due_domain, scheduled_domain
 PERIODS = {"hour": (60, 60), "day": (1800, 48), "week": (10800, 56)}
 LATENCY_SAMPLE = 1000
 RUNNING_SHOWN = 6
-WORKER_FIELDS = ["name", "hostname", "pid", "slots", "memory", "version", "status"]
+WORKER_FIELDS = ["name", "hostname", "pid", "slots", "memory", "version", "status", "reason"]
 
 
 class QueueDashboard(models.AbstractModel):

@@ -9,6 +9,8 @@ from .. import queries
 WORKER_STATES = [
     ("running", "Running"),
     ("paused", "Paused"),
+    ("blocked", "Blocked"),
+    ("trouble", "In Trouble"),
     ("draining", "Draining"),
     ("dead", "Dead"),
 ]
@@ -33,6 +35,7 @@ class QueueWorker(models.Model):
     started_at = fields.Datetime("Started", readonly=True)
     last_heartbeat = fields.Datetime(readonly=True)
     state = fields.Selection(WORKER_STATES, required=True, readonly=True, default="running")
+    reason = fields.Char("Why", readonly=True, help="Why it does not claim jobs, if it does not.")
     pause_requested = fields.Boolean(readonly=True, help="Asked not to claim any more jobs.")
     job_ids = fields.Many2many("queue.job", compute="_compute_job_ids", string="Jobs Running Here")
     is_alive = fields.Boolean("Alive", compute="_compute_is_alive", search="_search_is_alive")

@@ -155,7 +155,8 @@ class Monitor:
         memory = self._process.memory_info().rss // 2**20
         try:
             with self._connection.transaction() as cr:
-                pause_requested = queries.beat(cr, name, worker.state, len(worker.pool.running()), memory)
+                running = len(worker.pool.running())
+                pause_requested = queries.beat(cr, name, worker.state, worker.obstacles.reason, running, memory)
         except TROUBLE:
             self._cut_off = True
             raise

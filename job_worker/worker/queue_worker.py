@@ -22,6 +22,7 @@ from .claiming import Claiming
 from .connection import TROUBLE, Backoff, Connection
 from .executor import Executor
 from .monitor import Monitor
+from .obstacles import BLOCKED, PAUSED, Obstacles
 from .pool import Pool
 from .signals import Signals
 
@@ -102,7 +103,7 @@ class QueueWorker:
         self._stop_now = threading.Event()
         self._paused = False
         self._pause_asked = False
-        self._pause_reason = None
+        self.obstacles = Obstacles()
         self._superseded = False
         self._buried = False
         self.connection = Connection(db_name, self._prepare_connection, session=listen)
@@ -129,7 +130,7 @@ class QueueWorker:
         """As ``queue.worker`` has it."""
         if self.stopping:
             return "draining"
-        return "paused" if self._pause_reason else "running"
+        return self.obstacles.state or "running"
 
     @property
     def stopping(self):
@@ -202,7 +203,7 @@ class QueueWorker:
     def _register(self):
         """Make the worker known, under a new name if it has none that lives; take stock of what it owns."""
         with self.connection.transaction() as cr:
-            if self.name and queries.beat(cr, self.name, self.state, len(self.pool.running()), 0) is None:
+            if self.name and self._beat(cr) is None:
                 self.name = None
             name = self.name or self._first_name or new_worker_name()
             if not self.name:
@@ -227,6 +228,9 @@ class QueueWorker:
                 pass
             self._predecessors.pop()
         self._take_stock()
+
+    def _beat(self, cr):
+        return queries.beat(cr, self.name, self.state, self.obstacles.reason, len(self.pool.running()), 0)
 
     def _prepare_connection(self, cr):
         if self._listen:
@@ -292,9 +296,9 @@ class QueueWorker:
             self._buried = True
             return 0
         if found.modules_changing:
-            self._set_pause_reason("modules are being installed or upgraded")
+            self._report(BLOCKED, "modules are being installed or upgraded")
             return 1.0
-        self._set_pause_reason(None)
+        self._clear(BLOCKED)
         if found.due_in is not None and found.due_in <= 0:
             return 0 if self._mark_due() else LOCKED_SCHEDULE_WAIT_SECONDS
         if found.busy:
@@ -341,23 +345,26 @@ class QueueWorker:
             self._buried, self._pause_asked = buried, pause_asked
             self._wake()
 
-    # --- pausing -----------------------------------------------------------------------------------------------------
+    # --- obstacles ---------------------------------------------------------------------------------------------------
 
     def _is_paused(self):
         if self._superseded:
             return True
         if self._paused or self._pause_asked:
             self._give_back(self.pool.take_waiting(), "paused")
-            self._set_pause_reason("asked to")
+            self._report(PAUSED, "asked to")
             return True
+        self._clear(PAUSED)
         return False
 
-    def _set_pause_reason(self, reason):
-        if reason and not self._pause_reason:
+    def _report(self, state, reason):
+        """Note why nothing is claimed; see :meth:`.obstacles.Obstacles.report`."""
+        if self.obstacles.report(state, reason):
             events.claiming_paused(self.name, reason)
-        if self._pause_reason and not reason:
+
+    def _clear(self, state):
+        if self.obstacles.clear(state) and not self.obstacles:
             events.claiming_resumed(self.name)
-        self._pause_reason = reason
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
