@@ -28,6 +28,8 @@ DEFAULTS = {
     "description": None,
 }
 NOW = (None, None)
+MAX_NAME_CHARACTERS = 200
+"""Names are in indexes, whose entries can't be longer than a third of a page."""
 
 
 class _NotAMethodError(AttributeError, ValueError):
@@ -91,9 +93,16 @@ def as_schedule(value):
     raise TypeError(f"eta must be a datetime, a timedelta or a number of seconds, not {value!r}")
 
 
-def _check_channel(name, value):
+def check_name(name, value):
+    """Refuse what can't be the name of a channel or of a graph.
+
+    :raise TypeError: not a string
+    :raise ValueError: empty, over 200 characters, or nothing that a text column can hold
+    """
     if not check_text(name, value).strip():
         raise ValueError(f"{name} can't be empty")
+    if len(value) > MAX_NAME_CHARACTERS:
+        raise ValueError(f"{name} can't be longer than {MAX_NAME_CHARACTERS} characters: {value[:50]!r}…")
 
 
 def _check_identity_key(name, value):
@@ -102,7 +111,7 @@ def _check_identity_key(name, value):
 
 
 _CHECKS = {
-    "channel": _check_channel,
+    "channel": check_name,
     "priority": _check_int,
     "max_retries": partial(_check_int, minimum=0),
     "timeout": partial(_check_int, minimum=0),

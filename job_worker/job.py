@@ -7,6 +7,7 @@ DEFAULT_PRIORITY = 10
 DEFAULT_MAX_RETRIES = 5
 DEFAULT_TIMEOUT = 0
 DEFAULT_CHANNEL = "root"
+MAX_KEY_CHARACTERS = 200
 OVERDUE_SECONDS = 300
 """A pending job that has been due for longer is overdue."""
 
@@ -25,6 +26,14 @@ STATES = [
     (FAILED, "Failed"),
     (CANCELLED, "Cancelled"),
 ]
+
+
+def storable_key(key):
+    """An identity key as it is stored: a long one, which no index entry could hold, as its SHA-256.
+
+    :param str key: or ``None``
+    """
+    return hashlib.sha256(key.encode()).hexdigest() if key and len(key) > MAX_KEY_CHARACTERS else key or None
 
 
 def identity_exact(delayable):

@@ -1,8 +1,10 @@
 import json
 
 from odoo import api, fields, models
+from odoo.exceptions import ValidationError
 
 from .. import queries
+from ..delay import MAX_NAME_CHARACTERS
 from ..job import (
     CANCELLED,
     DEFAULT_CHANNEL,
@@ -161,6 +163,11 @@ class QueueJob(models.Model):
 
     def init(self):
         queries.prepare_job_table(self.env.cr)
+
+    @api.constrains("channel")
+    def _check_channel(self):
+        if any(not job.channel or len(job.channel) > MAX_NAME_CHARACTERS for job in self):
+            raise ValidationError(self.env._("The name of a channel has 1 to %s characters.", MAX_NAME_CHARACTERS))
 
     @api.depends("payload")
     def _compute_from_payload(self):

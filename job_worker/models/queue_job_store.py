@@ -11,9 +11,9 @@ from odoo.exceptions import ConcurrencyError
 from odoo.tools import ormcache, split_every, str2bool
 
 from .. import graph, queries
-from ..delay import Delayable, check_method_name, check_options, check_text
+from ..delay import DEFAULTS, Delayable, check_method_name, check_name, check_options, check_text
 from ..insert_buffer import insert_soon
-from ..job import PENDING
+from ..job import PENDING, storable_key
 from ..lifecycle import wake_workers
 from .base import Base
 from .job_serialization import dump_call
@@ -79,6 +79,8 @@ class QueueJob(models.Model):
             timeout=timeout,
         )
         check_method_name(method_name)
+        if graph_uuid:
+            check_name("graph_uuid", graph_uuid)
         call._capture(method_name, *(args or ()), **(kwargs or {}))._settled = True
         parent_ids = sorted({*([parent_id] if parent_id else []), *(dependency_job_ids or [])})
         values = self._job_values(call, {})
@@ -173,7 +175,7 @@ class QueueJob(models.Model):
             "payload": json.dumps(payload),
             "channel": options["channel"],
             "priority": options["priority"],
-            "identity_key": identity_key or None,
+            "identity_key": storable_key(identity_key),
             "user_id": env.uid,
             "company_id": payload["company_id"],
             "max_retries": options["max_retries"],
@@ -193,6 +195,9 @@ class QueueJob(models.Model):
                 if field is None or not field.store or not field.column_type or name in _ENGINE_FIELDS:
                     raise ValueError(f"_job_store_values() can't set {name!r} of queue.job")
             columns = self._column_values(wanted)
+            check_options({name: value for name, value in columns.items() if name in DEFAULTS})
+            if "identity_key" in columns:
+                columns["identity_key"] = storable_key(columns["identity_key"])
             values.update({name: value for name, value in columns.items() if name in values})
             values["extra"] = {name: value for name, value in columns.items() if name not in values}
             if "scheduled_at" in columns:

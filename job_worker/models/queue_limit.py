@@ -29,6 +29,7 @@ class QueueLimit(models.Model):
     )
 
     _name_unique = models.Constraint("UNIQUE (name)", "There is a limit for this channel already.")
+    _check_name = models.Constraint("CHECK (length(name) <= 200)", "The name of a channel is too long.")
     _check_limit = models.Constraint('CHECK ("limit" >= 0)', "The limit of a channel can't be negative.")
     # Beyond these bounds lie NaN, infinity, and windows longer than an interval can be.
     _check_rate_limit = models.Constraint(

@@ -15,6 +15,7 @@ from odoo import SUPERUSER_ID, api
 from odoo.sql_db import db_connect
 
 from ..delay import as_schedule
+from ..job import storable_key
 from ..models.job_serialization import load_call
 
 SLACK_SECONDS = 5
@@ -161,8 +162,10 @@ def _equals(name, actual, wanted):
         if moment:
             return actual == moment
         return bool(actual) and abs(actual - _now() - timedelta(seconds=seconds)) <= timedelta(seconds=SLACK_SECONDS)
-    if name in ("eta", "identity_key"):
-        return actual == (wanted or None)
+    if name == "identity_key":
+        return actual == storable_key(wanted)
+    if name == "eta":
+        return actual is None
     return actual == wanted
 
 

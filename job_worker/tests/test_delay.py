@@ -105,6 +105,11 @@ class TestWithDelay(JobCase):
             with self.assertRaisesRegex(ValueError, option):
                 self.target.with_delay(**{option: -1})
 
+    def test_a_channel_that_no_index_can_hold_is_a_value_error(self):
+        self.assertEqual(self.target.with_delay(channel="c" * 200).job_nothing().channel, "c" * 200)
+        with self.assertRaisesRegex(ValueError, "channel"):
+            self.target.with_delay(channel="c" * 201)
+
     def test_an_option_of_a_wrong_type_is_a_type_error(self):
         for name, value in {
             "channel": 3,
@@ -171,6 +176,10 @@ class TestEnqueue(JobCase):
     def test_enqueue_an_unknown_model_is_a_value_error(self):
         with self.assertRaisesRegex(ValueError, "no.such.model"):
             self.env["queue.job"].enqueue("no.such.model", "method", [])
+
+    def test_enqueue_in_a_graph_whose_name_no_index_can_hold_is_a_value_error(self):
+        with self.assertRaisesRegex(ValueError, "graph_uuid"):
+            self.enqueue(graph_uuid="g" * 201)
 
     def test_enqueue_with_a_parent_waits_for_it(self):
         parent = self.enqueue()

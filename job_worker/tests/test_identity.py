@@ -1,4 +1,6 @@
+import random
 import threading
+from unittest.mock import patch
 from uuid import uuid4
 
 import psycopg2
@@ -56,6 +58,20 @@ class TestIdentity(JobCase):
     def test_a_callable_that_does_not_return_a_string_is_a_type_error(self):
         with self.assertRaisesRegex(TypeError, "identity_key"):
             self.enqueue(lambda call: 7)
+
+    def test_a_key_of_any_length_works(self):
+        long = "".join(map(chr, random.Random(1).choices(range(0x100, 0x2000), k=100_000)))
+        job = self.enqueue(long)
+        self.assertEqual(self.enqueue(long), job)
+        self.assertEqual(self.enqueue(lambda call: long), job)
+        self.assertEqual(chain(self.call("a", long), self.call("b")).delay()[0], job)
+        self.assertEqual(self.env["queue.job"].enqueue("test.job.target", "other", [], identity_key=long), job)
+        self.assertNotEqual(self.enqueue(long + "!"), job)
+        self.assertLess(len(job.identity_key), 200)
+        with patch.object(
+            self.env.registry["test.job.target"], "_job_store_values", lambda *args: {"identity_key": long}
+        ):
+            self.assertEqual(self.enqueue("short"), job)
 
     def test_an_empty_key_is_none(self):
         self.assertNotEqual(self.enqueue(""), self.enqueue(""))

@@ -3,7 +3,7 @@ from itertools import product
 from unittest.mock import patch
 from uuid import UUID
 
-from odoo.exceptions import UserError
+from odoo.exceptions import UserError, ValidationError
 
 from .. import job as job_module
 from ..delay import chain
@@ -144,6 +144,12 @@ class TestJobModel(JobMixin, JobCase):
         self.assertEqual((job.is_due, job.priority, job.channel), (False, 3, "other"))
         job.write({"scheduled_at": False})
         self.assertTrue(job.is_due)
+
+    def test_a_channel_that_no_index_can_hold_is_refused(self):
+        job = self.enqueue()
+        for channel in ("", "c" * 201):
+            with self.subTest(channel), self.assertRaises(ValidationError):
+                job.channel = channel
 
     def test_only_jobs_that_have_not_begun_may_be_changed(self):
         for state in NAMES:

@@ -26,6 +26,10 @@ class TestLimitModel(TransactionCase):
     def test_a_limit_needs_a_name(self):
         self.assert_refused(name=False)
 
+    def test_a_name_is_no_longer_than_that_of_a_channel(self):
+        self.Limit.create({"name": "n" * 200})
+        self.assert_refused(name="n" * 201)
+
     def test_the_default_is_one_job_at_a_time_and_no_rate(self):
         limit = self.Limit.create({"name": "defaults"})
         self.assertEqual((limit.limit, limit.rate_limit), (1, 0))

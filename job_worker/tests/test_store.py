@@ -129,6 +129,15 @@ class TestStoreValues(JobCase):
             job = self.target.with_delay(priority=4).job_nothing()
         self.assertEqual((job.priority, job.channel, job.company_id), (5, "mail", self.env.company))
 
+    def test_options_are_checked_as_those_of_the_call(self):
+        for values in ({"channel": "c" * 201}, {"channel": ""}, {"timeout": -1}):
+            with (
+                self.subTest(values),
+                patch.object(self.env.registry["test.job.target"], "_job_store_values", lambda *args, v=values: v),
+                self.assertRaises(ValueError),
+            ):
+                self.target.with_delay().job_nothing()
+
     def test_it_is_told_what_is_going_to_be_stored(self):
         seen = []
 
