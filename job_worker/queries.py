@@ -128,7 +128,7 @@ def insert_jobs(cr, rows):
         if edges:
             cr.execute(
                 "INSERT INTO queue_job_dependency_rel (job_id, dependency_id)"
-                " SELECT * FROM unnest(%s::int[], %s::int[])",
+                " SELECT * FROM unnest(%s::bigint[], %s::bigint[])",
                 tuple(map(list, zip(*edges, strict=True))),
             )
     return ids
@@ -396,7 +396,7 @@ WITH finished AS (
 ) SELECT 1 / count(*) FROM finished
 """
 PREPARE_FINISH, EXECUTE_FINISH, FINISH = prepared_statement(
-    "job_worker_finish", _FINISH, {"id": "int", "claim_seq": "bigint", "result": "jsonb", "duration": "float8"}
+    "job_worker_finish", _FINISH, {"id": "bigint", "claim_seq": "bigint", "result": "jsonb", "duration": "float8"}
 )
 # Goes before it: planned once, maybe when the table was all but empty and reading all of it looked cheap.
 PLAN_BY_INDEX = "SET LOCAL enable_seqscan = off"
@@ -614,6 +614,27 @@ def delete_ended_jobs(cr, days, count):
     return cr.rowcount
 
 
+MAX_ID = 2**31 - 1
+
+
+def ids_used(cr):
+    """What share of its ids each table has used up that grows with the jobs, unless it was widened to 64 bits.
+
+    :return: ``{table: share}``
+    """
+    cr.execute(
+        """
+        SELECT relation, last_value::float / %s
+          FROM unnest(ARRAY['queue_job', 'queue_job_attempt', 'queue_job_progress']) relation
+          JOIN pg_sequences ON schemaname = current_schema() AND sequencename = relation || '_id_seq'
+          JOIN pg_attribute ON attrelid = to_regclass(relation) AND attname = 'id' AND atttypid = 'int4'::regtype
+         WHERE last_value IS NOT NULL
+        """,
+        (MAX_ID,),
+    )
+    return dict(cr.fetchall())
+
+
 def addon_is_installed(cr):
     """Whether the addon is installed in the cursor's database, which may not be one of Odoo's at all."""
     cr.execute("SELECT to_regclass('ir_module_module') IS NOT NULL AND to_regclass('queue_worker') IS NOT NULL")
@@ -626,6 +647,23 @@ def addon_is_installed(cr):
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
+_INSERT_PROGRESS = f"""
+INSERT INTO queue_job_progress (job_id, claim_seq, done, total, message, updated_at)
+SELECT id, claim_seq, %(done)s, %(total)s, %(message)s, {NOW} FROM queue_job
+ WHERE state = 'started' AND uuid = %(uuid)s
+    ON CONFLICT (job_id) DO UPDATE SET claim_seq = excluded.claim_seq, done = excluded.done, total = excluded.total,
+       message = excluded.message, updated_at = excluded.updated_at
+RETURNING job_id, claim_seq
+"""
+_UPDATE_PROGRESS = f"""
+UPDATE queue_job_progress progress
+   SET done = %(done)s, total = %(total)s, message = %(message)s, updated_at = {NOW}
+  FROM queue_job job
+ WHERE job_id = %(id)s AND progress.claim_seq = %(claim_seq)s AND job.id = job_id AND job.claim_seq = %(claim_seq)s
+RETURNING job_id, progress.claim_seq
+"""
+
+
 def write_progress(cr, job_uuid, attempt, done, total, message):
     """Write how far a running attempt has come; the first time through queue_job_running_idx, then by key.
 
@@ -636,15 +674,10 @@ def write_progress(cr, job_uuid, attempt, done, total, message):
     :return: the attempt, as ``(job id, claim_seq)``, or ``None`` if the job is not seen running
     """
     cr.execute("SET LOCAL lock_timeout = '200ms'; SET LOCAL synchronous_commit = off")
-    condition = "id = %(id)s AND claim_seq = %(claim_seq)s" if attempt else "state = 'started' AND uuid = %(uuid)s"
     job_id, claim_seq = attempt or (None, None)
+    # An insert would draw an id each time, also where it meets a row: twice a second for each job, of 2^31 there are.
     cr.execute(
-        f"INSERT INTO queue_job_progress AS known (job_id, claim_seq, done, total, message, updated_at)"
-        f" SELECT id, claim_seq, %(done)s, %(total)s, %(message)s, {NOW} FROM queue_job"
-        f"  WHERE {condition}"
-        " ON CONFLICT (job_id) DO UPDATE SET claim_seq = excluded.claim_seq, done = excluded.done,"
-        " total = excluded.total, message = excluded.message, updated_at = excluded.updated_at"
-        " RETURNING job_id, claim_seq",
+        _UPDATE_PROGRESS if attempt else _INSERT_PROGRESS,
         {"id": job_id, "claim_seq": claim_seq, "uuid": job_uuid, "done": done, "total": total, "message": message},
         log_exceptions=False,
     )
@@ -687,7 +720,7 @@ def graph_around(cr, job_id, count):
     cr.execute(
         """
         WITH RECURSIVE near(id) AS (
-            SELECT %(id)s
+            SELECT %(id)s::bigint
             UNION
             SELECT edge.id FROM near CROSS JOIN LATERAL (
                 SELECT parent_id AS id FROM queue_job WHERE id = near.id AND parent_id IS NOT NULL

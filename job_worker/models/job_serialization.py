@@ -38,6 +38,11 @@ def _is_storable(text):
     return "\x00" not in text
 
 
+def storable(text):
+    """Text as PostgreSQL can store it: what it can't is replaced."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
 def _pack_str(value):
     if _is_storable(value):
         return value
@@ -280,6 +285,6 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 def _safe_repr(value):
     try:
-        return repr(value).replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+        return storable(repr(value))
     except Exception as error:  # a broken __repr__ must not fail a job that succeeded
         return f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"

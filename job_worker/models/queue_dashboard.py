@@ -26,7 +26,8 @@ class QueueDashboard(models.AbstractModel):
 
         :return: ``numbers``: by name, dicts of ``count``, ``more`` (there are that many at least) and ``domain``;
             ``running``: the jobs that have run longest; ``channels``: as :meth:`QueueChannel.get_channels` has them,
-            without what has ended; ``workers``: see :meth:`_workers`; ``is_manager``
+            without what has ended; ``workers``: see :meth:`_workers`; ``ids_used``: for managers, the tables that
+            have used up most of their ids, with the share; ``is_manager``
         :rtype: dict
         :raise AccessError: the user may not see jobs
         """
@@ -39,6 +40,7 @@ class QueueDashboard(models.AbstractModel):
             "running": self._running(),
             "channels": channels,
             "workers": self._workers(is_manager),
+            "ids_used": self.env["queue.job"]._ids_running_out() if is_manager else {},
             "is_manager": is_manager,
         }
 

@@ -31,6 +31,21 @@ class BigInteger(fields.Integer):
     _column_type = ("int8", "int8")
 
 
+class _Widened:
+    """Keeps a column of 64 bits where one was made of it, which the ORM would make one of 32 bits again."""
+
+    def _convert_db_column(self, model, column):
+        return None if column["udt_name"] == "int8" else super()._convert_db_column(model, column)
+
+
+class JobId(_Widened, fields.Integer):
+    """Id of a job, without a foreign key; see docs/operations.md for more than 2^31 of them."""
+
+
+class JobMany2one(_Widened, fields.Many2one):
+    """Reference to a job; see docs/operations.md for more than 2^31 of them."""
+
+
 def _alias(name, **kwargs):
     """Field that reads, searches and, where the original may be written, writes another one."""
     return {"related": name, "store": False, **kwargs}
@@ -86,7 +101,7 @@ class QueueJob(models.Model):
     attempt_ids = fields.One2many("queue.job.attempt", "job_id", "Earlier Attempts", readonly=True)
 
     # graph
-    parent_id = fields.Many2one("queue.job", readonly=True, index="btree_not_null", ondelete="set null")
+    parent_id = JobMany2one("queue.job", readonly=True, index="btree_not_null", ondelete="set null")
     child_ids = fields.One2many("queue.job", "parent_id", "Children", readonly=True)
     graph_uuid = fields.Char("Graph", readonly=True, index="btree_not_null")
     dependency_job_ids = fields.Many2many(
@@ -128,9 +143,7 @@ class QueueJob(models.Model):
         help="Technical: number of the claim that owns the job, the fence of its attempt.",
     )
     cancel_requested = fields.Boolean(readonly=True, help="Technical: its worker was asked to stop it.")
-    ended_by_id = fields.Integer(
-        readonly=True, aggregator=None, help="Technical: id of the parent that ended this job."
-    )
+    ended_by_id = JobId(readonly=True, aggregator=None, help="Technical: id of the parent that ended this job.")
     database_failures = fields.Integer(
         readonly=True, aggregator=None, help="Technical: attempts lost with a database connection, not counted."
     )

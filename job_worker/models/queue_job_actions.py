@@ -21,6 +21,7 @@ _logger = logging.getLogger(__name__)
 RETENTION_PARAMETER = "job_worker.done_job_retention_days"
 DEFAULT_RETENTION_DAYS = 30
 VACUUM_BATCH = 1000
+IDS_WARNING_SHARE = 0.7
 EDITABLE_FIELDS = {"priority", "channel", "scheduled_at", "eta"}
 
 
@@ -221,3 +222,17 @@ class QueueJob(models.Model):
             return 0, False
         deleted = queries.delete_ended_jobs(self.env.cr, int(days), VACUUM_BATCH)
         return deleted, deleted == VACUUM_BATCH
+
+    @api.model
+    def _ids_running_out(self):
+        """Tables that have used up most of their ids: ``{table: share}``."""
+        return {table: share for table, share in queries.ids_used(self.env.cr).items() if share >= IDS_WARNING_SHARE}
+
+    @api.autovacuum
+    def _warn_of_ids_running_out(self):
+        for table, share in self._ids_running_out().items():
+            _logger.warning(
+                "%d %% of the ids of %s are used up; docs/operations.md of job_worker tells how to widen its columns",
+                100 * share,
+                table,
+            )

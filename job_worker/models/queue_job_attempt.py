@@ -1,5 +1,7 @@
 from odoo import fields, models
 
+from .queue_job import JobMany2one
+
 OUTCOMES = [
     ("failed", "Failed"),
     ("timeout", "Timed out"),
@@ -17,7 +19,7 @@ class QueueJobAttempt(models.Model):
     _order = "id desc"
     _log_access = False
 
-    job_id = fields.Many2one("queue.job", required=True, readonly=True, index=True, ondelete="cascade")
+    job_id = JobMany2one("queue.job", required=True, readonly=True, index=True, ondelete="cascade")
     started_at = fields.Datetime("Started", readonly=True)
     ended_at = fields.Datetime("Ended", readonly=True)
     worker_id = fields.Char(readonly=True)

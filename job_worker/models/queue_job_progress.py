@@ -1,6 +1,7 @@
 """How far a running job has come, seen by others while the job's transaction is still open."""
 
 import logging
+import math
 import time
 
 import psycopg2
@@ -10,7 +11,8 @@ from odoo.sql_db import PoolError, db_connect
 
 from .. import queries
 from ..job import CANCELLED, FAILED, STARTED
-from .queue_job import BigInteger
+from .job_serialization import storable
+from .queue_job import BigInteger, JobMany2one
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class QueueJobProgress(models.Model):
     _description = "Progress of a Background Job"
     _log_access = False
 
-    job_id = fields.Many2one("queue.job", required=True, readonly=True, ondelete="cascade")
+    job_id = JobMany2one("queue.job", required=True, readonly=True, ondelete="cascade")
     claim_seq = BigInteger(readonly=True, aggregator=None, help="Technical: the claim of the attempt that wrote it.")
     done = fields.Float(readonly=True, aggregator=None)
     total = fields.Float(readonly=True, aggregator=None)
@@ -53,7 +55,9 @@ class QueueJob(models.Model):
         known = queries.progress_of(self.env.cr, reporting.ids) if reporting else {}
         for job in self:
             done, total, message, updated_at = known.get(job.id, (0, 0, False, False))
-            job.progress = min(100.0 * done / total, 100.0) if total else 0.0
+            # whatever a job said: JSON has neither NaN nor infinity
+            done, total = (value if math.isfinite(value) else 0.0 for value in (done, total))
+            job.progress = max(0.0, min(100.0 * done / total, 100.0)) if total else 0.0
             job.progress_done = done
             job.progress_total = total
             job.progress_message = message
@@ -143,7 +147,7 @@ class _Reporter:
                     self._attempt,
                     done,
                     total,
-                    str(message)[:MAX_MESSAGE_CHARACTERS].replace("\x00", "") if message else None,
+                    storable(str(message)[:MAX_MESSAGE_CHARACTERS]) if message else None,
                 )
         except (psycopg2.Error, PoolError) as error:
             _logger.info("the progress of job %s could not be written: %s", self.job_uuid, error)

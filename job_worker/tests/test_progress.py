@@ -1,5 +1,7 @@
 # pylint: disable=invalid-commit
 # sessions of their own, which commit as workers and users do
+import json
+import math
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ from odoo.tests import tagged
 
 from .. import attempts, queries
 from ..lifecycle import move
+from ..models import queue_job_progress
 from .case import JobCase
 from .common import external_env
 
@@ -116,7 +119,34 @@ class TestProgress(JobCase):
     def test_what_can_not_be_stored_does_not_disturb_the_job(self):
         with self.inside() as (_cr, jobs):
             jobs.set_progress(1, message="\x00" + "x" * 10_000)
-        self.assertTrue(self.seen()[2].startswith("xxx"))
+        self.assertIn("xxx", self.seen()[2])
+        with self.inside() as (_cr, jobs):
+            jobs.set_progress(1, message="Rechnung\udc81.pdf")
+        self.assertEqual(self.seen(), (1, 0, "Rechnung?.pdf"))
+
+    def test_a_number_that_is_none_does_not_get_to_the_web_client(self):
+        for done, total in ((math.nan, 2), (1, math.nan), (math.inf, 1), (1, math.inf), (-math.inf, 1)):
+            with self.subTest(done=done, total=total):
+                with self.inside() as (_cr, jobs):
+                    jobs.set_progress(done, total, "said")
+                with external_env(self.env) as (_cr, env):
+                    job = env["queue.job"].browse(self.job_id)
+                    names = ["progress", "progress_done", "progress_total", "progress_message"]
+                    (values,) = job.read(names)
+                    json.dumps(values, allow_nan=False)
+                    self.assertEqual(values["progress_message"], "said")
+                    self.assertTrue(0 <= values["progress"] <= 100)
+
+    def test_no_id_is_used_up_by_telling_it_again(self):
+        with self.inside() as (cr, jobs), patch.object(queue_job_progress, "WRITE_INTERVAL_SECONDS", 0):
+            jobs.set_progress(0)
+            cr.execute("SELECT last_value FROM queue_job_progress_id_seq")
+            used = cr.fetchone()
+            for step in range(10):
+                jobs.set_progress(step)
+            cr.execute("SELECT last_value FROM queue_job_progress_id_seq")
+            self.assertEqual(cr.fetchone(), used)
+        self.assertEqual(self.seen(), (9, 0, None))
 
     def test_it_takes_no_connection_for_itself(self):
         with self.inside() as (cr, jobs):

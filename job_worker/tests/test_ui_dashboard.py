@@ -139,6 +139,18 @@ class TestDashboard(JobCase):
         for name in ("running", "pending", "scheduled", "waiting", "failed", "stuck", "overdue", "poison", "paused"):
             self.assertGreater(now["numbers"][name]["count"], 0, name)
 
+    def test_managers_are_warned_before_the_ids_run_out(self):
+        self.assertEqual(self.dashboard().get_now()["ids_used"], {})
+        self.cr.execute("ALTER SEQUENCE queue_job_attempt_id_seq RESTART 1600000000")
+        self.cr.execute("SELECT nextval('queue_job_attempt_id_seq')")
+        self.assertEqual(list(self.dashboard().get_now()["ids_used"]), ["queue_job_attempt"])
+        self.assertEqual(self.dashboard(self.user).get_now()["ids_used"], {})
+        with self.assertLogs("odoo.addons.job_worker", "WARNING") as logs:
+            self.env["queue.job"]._warn_of_ids_running_out()
+        self.assertIn("74 % of the ids of queue_job_attempt", logs.output[0])
+        self.cr.execute("ALTER TABLE queue_job_attempt ALTER id TYPE bigint")
+        self.assertEqual(self.dashboard().get_now()["ids_used"], {})
+
     def test_each_company_counts_its_own(self):
         before, history = self.numbers(), self.dashboard().get_history("hour")
         for state in ("waiting", "pending", "started", "failed"):

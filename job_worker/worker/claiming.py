@@ -201,7 +201,7 @@ _KNOWN_TYPES = {
     "channels": "text[]",
     "priorities": "int[]",
     "ranks": "timestamp[]",
-    "ids": "int[]",
+    "ids": "bigint[]",
     "running_from": "bigint[]",
 }
 _TYPES = {**_WANTED_TYPES, **_KNOWN_TYPES}

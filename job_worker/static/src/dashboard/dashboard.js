@@ -165,6 +165,13 @@ export class JobDashboard extends Component {
         ].filter((item) => item && item.count);
     }
 
+    get idsUsed() {
+        return Object.entries(this.state.now.ids_used).map(([table, share]) => ({
+            table,
+            text: _t("%(share)s of the ids of %(table)s are used up.", { share: `${Math.floor(100 * share)} %`, table }),
+        }));
+    }
+
     get latencies() {
         const { wait, run } = this.state.history;
         return [
