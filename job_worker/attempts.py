@@ -1,13 +1,21 @@
 """How attempts end that did not succeed: the same for workers, timeouts, dead workers and ``run_now()``."""
 
+import logging
 import traceback
 from datetime import timedelta
 
+from odoo.exceptions import ConcurrencyError
+from odoo.service.model import PG_CONCURRENCY_EXCEPTIONS_TO_RETRY
+
 from . import queries
-from .error_origin import error_origin
+from .error_origin import class_name, error_origin, traceback_text
 from .exception import RetryableJobError
 from .lifecycle import MAX_BACKOFF_SECONDS, NextTry, after_failure, move
 
+_logger = logging.getLogger(__name__)
+
+CONFLICTS = (*PG_CONCURRENCY_EXCEPTIONS_TO_RETRY, ConcurrencyError)
+"""What comes of two transactions that met, which Odoo tries again too: not the job's failure."""
 MAX_ERROR_CHARACTERS = 100_000
 CANCELLED_TEXT = "Cancelled while it was running."
 LONGEST_DELAY_SECONDS = 100 * 365 * 86400
@@ -15,7 +23,11 @@ LONGEST_DELAY_SECONDS = 100 * 365 * 86400
 
 def error_text(error):
     """The traceback of an exception as PostgreSQL can store it; of a very long one, the end."""
-    text = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else error
+    text = error
+    if isinstance(error, BaseException):
+        text = traceback_text(error) or (
+            f"{''.join(traceback.format_tb(error.__traceback__))}{class_name(type(error))}: what it says can't be told"
+        )
     text = text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_ERROR_CHARACTERS else "…" + text[-MAX_ERROR_CHARACTERS:]
 
@@ -31,14 +43,7 @@ def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACK
         any more
     :rtype: ~.lifecycle.NextTry or None
     """
-    wish = error if isinstance(error, RetryableJobError) else RetryableJobError("")
-    following = after_failure(
-        job.attempts,
-        job.max_retries,
-        seconds=_as_delay(wish.seconds),
-        ignore_retry=bool(wish.ignore_retry),
-        max_backoff=max_backoff,
-    )
+    following = after_failure(job.attempts, job.max_retries, max_backoff=max_backoff, **_wish(error))
     text = error_text(error)
     error_class, error_place = error_origin(error)
     queries.record_attempt(cr, job.id, job.claim_seq, outcome, following.attempts > job.attempts, duration, text)
@@ -71,6 +76,16 @@ def _move_or_stop(cr, transition, jobs, duration=0.0, **params):
 
 def _cancel(cr, owned, duration):
     return move(cr, "stop", owned, claim_seqs=list(owned.values()), duration=duration, exc_info=CANCELLED_TEXT)
+
+
+def _wish(error):
+    """When the job asked to be tried again, and whether that counts."""
+    try:
+        if isinstance(error, RetryableJobError):
+            return {"seconds": _as_delay(error.seconds), "ignore_retry": bool(error.ignore_retry)}
+    except Exception:
+        _logger.warning("what a job asks for with %s can't be told", class_name(type(error)), exc_info=True)
+    return {}
 
 
 def _as_delay(seconds):

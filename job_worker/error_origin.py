@@ -1,5 +1,6 @@
 """Where an error comes from: what tells one kind of failure from another, whatever its message."""
 
+import contextlib
 import re
 import traceback
 
@@ -18,18 +19,28 @@ def error_origin(error):
         what is not known
     """
     if isinstance(error, BaseException):
-        return _class_name(type(error))[:MAX_CHARACTERS], _place(error)
+        return class_name(type(error))[:MAX_CHARACTERS], _place(error)
     match = _LAST_LINE.match(error.rstrip().rpartition("\n")[2])
     return (match[1][:MAX_CHARACTERS] if match else None), None
 
 
-def _class_name(cls):
+def traceback_text(error):
+    """The traceback of an exception, ``None`` if it can't be told: its notes and much else may be code of the job's."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:
+        return None
+
+
+def class_name(cls):
+    """The name of a class, with that of its module."""
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _place(error):
-    while error.__traceback__ is None and error.__cause__ is not None:
-        error = error.__cause__
+    with contextlib.suppress(Exception):  # a property that fails
+        while error.__traceback__ is None and error.__cause__ is not None:
+            error = error.__cause__
     place = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = frame.f_globals.get("__name__") or ""

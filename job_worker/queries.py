@@ -539,12 +539,12 @@ def orphaned_jobs(cr, stale_after_seconds, count):
     A worker runs what it claimed in the order it claimed it, so of its jobs only the first ``slots`` can have begun.
     Those come last, so that they still are the first ones when ``count`` cuts the list.
 
-    :return: ``(id, claim_seq, worker, begun, attempts, max_retries, cancel_requested, exc_info, duration)`` of each
+    :return: ``(id, claim_seq, worker, begun, attempts, max_retries, cancel_requested, exc_info, duration, uuid)``
     """
     cr.execute(
         f"""
         SELECT job.id, job.claim_seq, job.worker_id, orphan.begun, job.attempts, job.max_retries, job.cancel_requested,
-               job.exc_info, extract(epoch FROM {NOW} - job.started_at)::float
+               job.exc_info, extract(epoch FROM {NOW} - job.started_at)::float, job.uuid
           FROM (SELECT running.id, running.claim_seq,
                        row_number() OVER (PARTITION BY worker_id ORDER BY claim_seq)
                            <= COALESCE(worker.slots, 2147483647) AS begun

@@ -1,6 +1,8 @@
 """Errors that look like something else: they are the job's, and are counted."""
 
-from tests.harness import worker_thread
+import pytest
+
+from tests.harness import wait_until, worker_thread
 
 
 def test_another_database_that_is_away_is_the_jobs_affair(db):
@@ -9,8 +11,33 @@ def test_another_database_that_is_away_is_the_jobs_affair(db):
         assert db.wait_for_state(job, "failed")["attempts"] == 2
 
 
-def test_an_error_whose_message_cannot_be_told_is_counted_like_any(db):
-    job = db.enqueue_one("job_fail", "untellable", max_retries=1)
+@pytest.mark.parametrize("kind", ["untellable", "unexplained", "exiting", "undecided"])
+def test_an_error_that_cannot_be_told_without_another_is_counted_like_any(db, kind):
+    job = db.enqueue_one("job_fail", kind, max_retries=1)
     with worker_thread(db):
-        assert db.wait_for_state(job, "failed")["attempts"] == 2
-    assert "UntellableError" in db.job(job)["exc_info"]
+        ended = db.wait_for_state(job, "failed")
+    assert (ended["attempts"], ended["database_failures"]) == (2, 0)
+    assert "in job_fail" in ended["exc_info"]
+    assert "Error" in ended["exc_info"].splitlines()[-1]
+
+
+def test_what_odoo_tries_again_is_no_failure_of_the_job(db):
+    job = db.enqueue_one("job_fail_times", "x", 3, "concurrency", max_retries=1)
+    with worker_thread(db):
+        assert db.wait_for_state(job, "done", "failed")["state"] == "done"
+    assert db.job(job)["attempts"] == 0
+
+
+def test_the_log_of_a_final_failure_has_the_traceback(db, caplog):
+    job = db.enqueue_one("job_fail", max_retries=1)
+    with worker_thread(db):
+        db.wait_for_state(job, "failed")
+        wait_until(lambda: len(logged(caplog, f"job={job}")) == 2, what="both tries are logged")
+    to_be_retried, failed = logged(caplog, f"job={job}")
+    assert (to_be_retried.levelname, to_be_retried.exc_info) == ("WARNING", None)
+    assert failed.levelname == "ERROR"
+    assert failed.exc_info[0] is ValueError
+
+
+def logged(caplog, words):
+    return [record for record in caplog.records if words in record.getMessage()]

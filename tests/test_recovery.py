@@ -48,6 +48,19 @@ def test_the_error_of_a_recovered_job_says_whose_it_was(db):
     assert "WorkerDiedJobError: worker ghost is gone" in error
 
 
+def test_a_job_that_fails_with_its_worker_is_an_error_in_the_log(db, caplog):
+    jobs = db.enqueue("job_ledger", [("last try",), ("first try",)], max_retries=1)
+    db.query("UPDATE queue_job SET attempts = 1 WHERE id = %s", jobs[0])
+    claim_by(db, "ghost", *jobs)
+    with worker_thread(db):
+        db.wait_for_state(jobs[0], "failed", timeout=20)
+        errors = wait_until(lambda: [r.getMessage() for r in caplog.records if r.levelname == "ERROR"], what="an error")
+    uuid = db.value("SELECT uuid FROM queue_job WHERE id = %s", jobs[0])
+    assert len(errors) == 1
+    assert f"job failed: job={jobs[0]} uuid={uuid}" in errors[0]
+    assert "WorkerDiedJobError: worker ghost is gone" in errors[0]
+
+
 def test_only_what_a_dead_worker_had_begun_counts_as_an_attempt(db):
     jobs = [db.enqueue_one("job_ledger", f"job {number}") for number in range(4)]
     add_worker(db, "dead", age=2 * STALE_AFTER, slots=1)

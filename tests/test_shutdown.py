@@ -37,6 +37,7 @@ def test_a_second_sigterm_gives_running_jobs_back_uncounted(db, stuck):
         worker.signal(signal.SIGTERM)
         wait_until(lambda: worker.logged("worker stopping"), what="it drains")
         assert worker.stop(timeout=15) == 0
+        assert not worker.logged(" ERROR "), "what was asked for is no error"
     assert_given_back(db, running)
 
 

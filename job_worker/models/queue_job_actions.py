@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 from odoo import api, models
 from odoo.exceptions import AccessError, UserError
-from odoo.service.model import PG_CONCURRENCY_EXCEPTIONS_TO_RETRY
 
 from .. import attempts, graph, queries
 from ..call import perform
@@ -182,7 +181,7 @@ class QueueJob(models.Model):
                     self.env.flush_all()
                 finally:
                     self.env.transaction.default_env = default_env
-        except PG_CONCURRENCY_EXCEPTIONS_TO_RETRY:
+        except attempts.CONFLICTS:
             # the caller's transaction is what conflicts: to be tried again from its beginning
             attempts.give_back_unbegun(cr, [claim])
             self.env["queue.job"].invalidate_model()

@@ -5,7 +5,6 @@ from unittest.mock import patch
 from odoo.exceptions import MissingError, UserError
 from odoo.tests import BaseCase, tagged
 from odoo.tools import mute_logger
-from psycopg2 import errors
 
 from .. import attempts
 from ..exception import FailedJobError, JobError, RetryableJobError, TimeoutJobError, WorkerDiedJobError
@@ -213,7 +212,7 @@ class TestErrors(JobMixin, JobCase):
 
     @mute_logger("odoo.sql_db")
     def test_conflicts_of_the_database_are_not_the_jobs(self):
-        for conflict in (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable):
+        for conflict in attempts.CONFLICTS:
             with self.subTest(conflict.__name__):
                 job = self.enqueue(max_retries=1)
                 with patch.object(self.env.registry["test.job.target"], "job_succeed", _raising(conflict)):

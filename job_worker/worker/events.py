@@ -2,6 +2,9 @@
 
 import logging
 
+from ..error_origin import traceback_text
+from .attempt import SHUTDOWN
+
 _logger = logging.getLogger("odoo.addons.job_worker.worker")
 
 
@@ -56,9 +59,9 @@ _FOLLOWING = {"fail": "failed", "retry": "to be retried", "stop": "failed, and w
 
 def job_failed(claim, following, error):
     """``following``: the :class:`~..lifecycle.NextTry`."""
-    level = logging.ERROR if following.transition == "fail" else logging.WARNING
+    final = following.transition == "fail"
     _logger.log(
-        level,
+        logging.ERROR if final else logging.WARNING,
         "job %s: job=%s uuid=%s attempt=%s next_try=%ss error=%s",
         _FOLLOWING[following.transition],
         claim.id,
@@ -66,6 +69,7 @@ def job_failed(claim, following, error):
         following.attempts,
         round(following.delay, 1),
         error_line(error),
+        exc_info=error if final and isinstance(error, BaseException) and traceback_text(error) else None,
     )
 
 
@@ -99,8 +103,13 @@ def attempt_interrupted(claim, reason):
 
 
 def attempt_abandoned(claim, reason):
-    _logger.error(
-        "job can't be interrupted, its thread is abandoned: job=%s uuid=%s reason=%s", claim.id, claim.uuid, reason
+    # Whoever stops the worker now asks for this.
+    _logger.log(
+        logging.INFO if reason == SHUTDOWN else logging.ERROR,
+        "job can't be interrupted, its thread is abandoned: job=%s uuid=%s reason=%s",
+        claim.id,
+        claim.uuid,
+        reason,
     )
 
 
@@ -154,6 +163,6 @@ def error_line(error):
             if isinstance(error, BaseException)
             else str(error).strip().rpartition("\n")[2]
         )
-    except Exception:  # of a message that can't be told
+    except BaseException:  # of a message that can't be told: it is code of the job's
         text = type(error).__name__
     return " ".join(text.split())[:500]

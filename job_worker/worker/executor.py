@@ -24,7 +24,6 @@ from .attempt import CANCEL, LOST, SHUTDOWN, TIMEOUT, Interrupted
 from .connection import TROUBLE, is_trouble
 from .job_cursor import AttemptLostError, JobCursor
 
-CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
 MAX_CONFLICTS = 30
 FIRST_CONFLICT_WAIT_SECONDS = 0.02
 LONGEST_CONFLICT_WAIT_SECONDS = 1.0
@@ -66,7 +65,7 @@ class Executor:
         try:
             error = self._try(attempt)
             for tries in range(1, MAX_CONFLICTS + 1):
-                if not isinstance(error, CONFLICTS) or attempt.reason:
+                if not isinstance(error, attempts.CONFLICTS) or attempt.reason:
                     break
                 error = self._try_again(attempt, tries, error)
             if error is not None and attempt.settle():
@@ -187,7 +186,7 @@ class Executor:
         else:
             ended = False
             for _try in range(WRITE_TRIES):
-                with contextlib.suppress(errors.QueryCanceled, *CONFLICTS), self._transaction() as cr:
+                with contextlib.suppress(errors.QueryCanceled, *attempts.CONFLICTS), self._transaction() as cr:
                     ended = write_end(cr, attempt, error, self._max_backoff)
                     break
             else:

@@ -22,11 +22,11 @@ def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, h
     """
     with connection.transaction() as cr:
         queries.bury_workers(cr, stale_after_seconds, buried)
-    failed, recovered = [], []
+    failed, recovered, errors = [], [], []
     with connection.transaction() as cr:
         for row in queries.orphaned_jobs(cr, stale_after_seconds, BATCH):
             job = SimpleNamespace(id=row[0], claim_seq=row[1], worker_id=row[2], attempts=row[4], max_retries=row[5])
-            begun, cancel_requested, exc_info, duration = row[3], *row[6:9]
+            begun, cancel_requested, exc_info, duration, job.uuid = row[3], *row[6:10]
             recovered.append(job.id)
             if not begun:
                 attempts.give_back_unbegun(cr, [job])
@@ -40,8 +40,12 @@ def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, h
                 following = attempts.fail(cr, job, text, outcome="died", duration=duration, max_backoff=max_backoff)
                 if following and following.transition != "retry":
                     failed.append(job.id)
+                if following and following.transition == "fail":
+                    errors.append((job, following, error))
     if recovered:
         events.jobs_recovered(recovered)
+    for failure in errors:
+        events.job_failed(*failure)
     if failed:
         settle_children(connection, failed)
     return len(recovered) == BATCH

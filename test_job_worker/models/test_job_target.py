@@ -10,7 +10,7 @@ import time
 import psycopg2
 import requests
 from odoo import fields, models
-from odoo.exceptions import UserError
+from odoo.exceptions import ConcurrencyError, UserError
 
 from odoo.addons.job_worker.exception import FailedJobError, JobError, RetryableJobError
 
@@ -24,8 +24,43 @@ class UntellableError(Exception):
         raise ValueError("no message")
 
 
+class UnexplainedError(Exception):
+    """Fails again where its traceback is asked for."""
+
+    @property
+    def __notes__(self):
+        raise ValueError("no notes")
+
+    @property
+    def __cause__(self):
+        raise ValueError("no cause")
+
+
+class ExitingError(Exception):
+    """Ends the interpreter where its message is asked for."""
+
+    def __str__(self):
+        raise SystemExit(3)
+
+
+class UndecidedError(RetryableJobError):
+    """Fails again where it is asked when to try again."""
+
+    @property
+    def seconds(self):
+        raise ValueError("no number")
+
+    @seconds.setter
+    def seconds(self, value):
+        pass
+
+
 ERRORS = {
     "untellable": UntellableError,
+    "unexplained": UnexplainedError,
+    "exiting": ExitingError,
+    "undecided": lambda: UndecidedError("later"),
+    "concurrency": lambda: ConcurrencyError("a made-up conflict"),
     "job": lambda: JobError("a job error"),
     "failed": lambda: FailedJobError("a failed job error"),
     "retryable": lambda: RetryableJobError("a retryable error"),
@@ -90,14 +125,14 @@ class TestJobTarget(models.Model):
         """Raise an error: a key of :data:`ERRORS`."""
         raise ERRORS[kind]()
 
-    def job_fail_times(self, key, times):
+    def job_fail_times(self, key, times, kind="value"):
         """Fail ``times`` times, then succeed; the tries are counted outside the transaction."""
         with self.env.registry.cursor() as cr:
             cr.execute("INSERT INTO test_job_ledger (key) VALUES (%s)", (f"try:{key}",))
             cr.execute("SELECT count(*) FROM test_job_ledger WHERE key = %s", (f"try:{key}",))
             tries = cr.fetchone()[0]
         if tries <= times:
-            raise ValueError(f"try {tries} fails")
+            self.job_fail(kind)
         return tries
 
     def job_ledger(self, key, seconds=0.0, note=None):
