@@ -43,7 +43,10 @@ def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACK
         any more
     :rtype: ~.lifecycle.NextTry or None
     """
-    following = after_failure(job.attempts, job.max_retries, max_backoff=max_backoff, **_wish(error))
+    wish = _wish(error)
+    if wish.get("ignore_retry"):
+        wish["uncounted"] = queries.uncounted_in_a_row(cr, job.id)
+    following = after_failure(job.attempts, job.max_retries, max_backoff=max_backoff, **wish)
     text = error_text(error)
     error_class, error_place = error_origin(error)
     queries.record_attempt(cr, job.id, job.claim_seq, outcome, following.attempts > job.attempts, duration, text)
@@ -128,15 +131,21 @@ def give_back_unbegun(cr, jobs):
     return moved + stopped
 
 
-def postpone(cr, job, reason, delay, *, duration=0.0, database_failure=False):
+def postpone(cr, job, reason, delay, *, longest=None, duration=0.0, database_failure=False):
     """End an attempt that is not the job's fault: try again after ``delay`` seconds, nothing is counted.
 
     :param str reason: kept with the attempt and in the job's ``exc_info``
+    :param float longest: this may come again and again: each time for the same reason the delay doubles, up to this,
+        and the history has one row for all of them
     :param bool database_failure: the database went away; these are counted apart, to be bounded
     :return: whether the attempt still owned the job
     """
     text = error_text(reason)
-    queries.record_attempt(cr, job.id, job.claim_seq, "given_back", False, duration, text)
+    times = queries.record_attempt(
+        cr, job.id, job.claim_seq, "given_back", False, duration, text, repeated=longest is not None
+    )
+    if longest is not None:
+        delay = min(delay * 2 ** min((times or 1) - 1, 30), longest)
     moved, stopped = _move_or_stop(
         cr, "postpone", [job], duration, delay=delay, exc_info=text, database_failure=int(database_failure)
     )

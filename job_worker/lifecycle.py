@@ -18,6 +18,9 @@ MAX_NOTIFICATION_BYTES = 7000
 
 FIRST_BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = 3600
+# Nothing bounds uncounted attempts that ask for no wait: from so many in a row, there is one.
+UNCOUNTED_AT_ONCE = 10
+UNCOUNTED_WAIT_SECONDS = 1
 
 
 @dataclass(frozen=True)
@@ -182,13 +185,16 @@ class NextTry:
     delay: float
 
 
-def after_failure(attempts, max_retries, *, seconds=None, ignore_retry=False, max_backoff=MAX_BACKOFF_SECONDS):
+def after_failure(
+    attempts, max_retries, *, seconds=None, ignore_retry=False, uncounted=0, max_backoff=MAX_BACKOFF_SECONDS
+):
     """Decide what follows a failed attempt; the only place that does.
 
     :param int attempts: failed attempts before this one
     :param int max_retries: retries after the first try, 0 for no end
     :param float seconds: delay asked for by :class:`~.exception.RetryableJobError`, instead of the back-off
     :param bool ignore_retry: don't count this attempt
+    :param int uncounted: attempts right before this one that were not counted
     :param float max_backoff: longest delay of the back-off, in seconds
     :rtype: NextTry
     """
@@ -199,4 +205,6 @@ def after_failure(attempts, max_retries, *, seconds=None, ignore_retry=False, ma
     if seconds is None:
         # beyond 2**30 the cap holds anyway
         seconds = min(FIRST_BACKOFF_SECONDS * 2 ** min(max(attempts, 1) - 1, 30), max_backoff)
+    if ignore_retry and uncounted + 1 >= UNCOUNTED_AT_ONCE:
+        seconds = max(seconds, UNCOUNTED_WAIT_SECONDS)
     return NextTry("retry", attempts, max(seconds, 0))

@@ -441,17 +441,69 @@ def request_cancel(cr, ids):
     return [row[0] for row in cr.fetchall()]
 
 
-def record_attempt(cr, job_id, claim_seq, outcome, counted, duration, error):
-    """Keep an attempt that did not succeed; to be called before the job forgets it. By key.
+KEPT_ATTEMPTS = 50
+
+# By the index on job_id, which finds as many rows as are kept.
+_RECORD_ATTEMPT = f"""
+WITH known AS (
+    SELECT id, number, row_number() OVER (ORDER BY id) AS place, count(*) OVER () AS rows
+      FROM queue_job_attempt WHERE job_id = %(job_id)s
+), recorded AS (
+    INSERT INTO queue_job_attempt (job_id, number, times, started_at, ended_at, worker_id, outcome, counted, error)
+    SELECT id, 1 + COALESCE((SELECT greatest(max(number), count(*)) FROM known), 0), 1,
+           {NOW} - make_interval(secs => %(duration)s), {NOW}, worker_id, %(outcome)s, %(counted)s, %(error)s
+      FROM queue_job WHERE id = %(job_id)s AND {_OWNER} = %(claim_seq)s
+    RETURNING times
+), forgotten AS (
+    DELETE FROM queue_job_attempt
+     WHERE id IN (SELECT id FROM known WHERE place > 1 AND place <= rows + 1 - {KEPT_ATTEMPTS})
+       AND EXISTS (SELECT FROM recorded)
+)
+SELECT times FROM recorded
+"""
+_REPEAT_ATTEMPT = f"""
+UPDATE queue_job_attempt latest
+   SET number = COALESCE(number, 1) + 1, times = COALESCE(times, 1) + 1, ended_at = {NOW}, worker_id = job.worker_id
+  FROM queue_job job
+ WHERE job.id = %(job_id)s AND {_OWNER} = %(claim_seq)s
+   AND latest.id = (SELECT max(id) FROM queue_job_attempt WHERE job_id = %(job_id)s)
+   AND latest.outcome = %(outcome)s AND NOT latest.counted AND NOT %(counted)s AND latest.error = %(error)s
+RETURNING times
+"""
+
+
+def record_attempt(cr, job_id, claim_seq, outcome, counted, duration, error, *, repeated=False):
+    """Keep an attempt that did not succeed; to be called before the job forgets it.
+
+    Of those of a job the first and the latest 50 are kept.
 
     :param str outcome: one of the outcomes of ``queue.job.attempt``
+    :param bool repeated: if the one before ended in the same way, count it there instead
+    :return: how many attempts in a row ended like this and are kept as one; ``None`` if it does not own the job
     """
+    params = {
+        "job_id": job_id, "claim_seq": claim_seq, "outcome": outcome, "counted": counted, "duration": duration,
+        "error": error,
+    }  # fmt: skip
+    if repeated:
+        cr.execute(_REPEAT_ATTEMPT, params)
+    if not repeated or not cr.rowcount:
+        cr.execute(_RECORD_ATTEMPT, params)
+    row = cr.fetchone()
+    return row and row[0]
+
+
+def uncounted_in_a_row(cr, job_id):
+    """How many of a job's latest attempts failed and did not count; by the index on job_id."""
     cr.execute(
-        f"INSERT INTO queue_job_attempt (job_id, started_at, ended_at, worker_id, outcome, counted, error)"
-        f" SELECT id, {NOW} - make_interval(secs => %s), {NOW}, worker_id, %s, %s, %s FROM queue_job"
-        f" WHERE id = %s AND {_OWNER} = %s",
-        (duration, outcome, counted, error, job_id, claim_seq),
+        """
+        SELECT COALESCE(sum(COALESCE(times, 1)), 0) FROM queue_job_attempt
+         WHERE job_id = %(job_id)s AND outcome = 'failed'
+           AND id > COALESCE((SELECT max(id) FROM queue_job_attempt WHERE job_id = %(job_id)s AND counted), 0)
+        """,
+        {"job_id": job_id},
     )
+    return cr.fetchone()[0]
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,10 @@ OUTCOMES = [
 
 
 class QueueJobAttempt(models.Model):
-    """An attempt that did not end in success; the one that did is told by the job itself."""
+    """An attempt that did not end in success; the one that did is told by the job itself.
+
+    Of each job the first and the latest 50 are kept.
+    """
 
     _name = "queue.job.attempt"
     _description = "Attempt of a Background Job"
@@ -20,6 +23,13 @@ class QueueJobAttempt(models.Model):
     _log_access = False
 
     job_id = JobMany2one("queue.job", required=True, readonly=True, index=True, ondelete="cascade")
+    number = fields.Integer(readonly=True, aggregator=None, help="Of the attempts of the job that did not succeed.")
+    times = fields.Integer(
+        "Attempts in a Row",
+        readonly=True,
+        aggregator=None,
+        help="That ended for the same reason and are kept as one.",
+    )
     started_at = fields.Datetime("Started", readonly=True)
     ended_at = fields.Datetime("Ended", readonly=True)
     worker_id = fields.Char(readonly=True)

@@ -15,6 +15,8 @@ from .job_serialization import RECORDSET, TYPE_KEY
 
 NAMED_RECORDS = 3
 GRAPH_NODES = 2000
+ERROR_LINE_CHARACTERS = 500
+TIMELINE_ERROR_CHARACTERS = 2000
 
 
 class QueueJob(models.Model):
@@ -193,10 +195,18 @@ class QueueJob(models.Model):
     @api.depends_context("lang")
     def _compute_timeline(self):
         for job in self:
-            entries = [job._attempt_entry(attempt) for attempt in job.attempt_ids.sorted("id")]
+            entries, number = [], 0
+            for attempt in job.attempt_ids.sorted("id"):
+                # those of earlier versions have no number, and all of them are there
+                first = max(attempt.number - attempt.times, number) + 1
+                if first > number + 1:
+                    entries.append(job._omitted_entry(number + 1, first - 1))
+                number = max(attempt.number, first)
+                entries.append(job._attempt_entry(attempt, first, number))
             if job.started_at and job.state in (STARTED, DONE):
                 entries.append(
                     {
+                        "number": _span(number + 1),
                         "outcome": job.state,
                         "label": dict(self._fields["state"]._description_selection(self.env))[job.state],
                         "started_at": fields.Datetime.to_string(job.started_at),
@@ -206,19 +216,26 @@ class QueueJob(models.Model):
                         "error": "",
                     }
                 )
-            job.timeline = [{**entry, "number": number} for number, entry in enumerate(entries, start=1)][::-1]
+            job.timeline = entries[::-1]
 
-    def _attempt_entry(self, attempt):
+    def _attempt_entry(self, attempt, first, last):
         spent = (attempt.ended_at - attempt.started_at).total_seconds() if attempt.started_at else 0
+        error = attempt.error or ""
         return {
+            "number": _span(first, last),
             "outcome": attempt.outcome,
             "label": dict(attempt._fields["outcome"]._description_selection(self.env))[attempt.outcome],
             "started_at": fields.Datetime.to_string(attempt.started_at) or "",
             "time": self._in_words(spent),
             "worker": attempt.worker_id or "",
-            "reason": error_line(attempt.error) or "",
-            "error": attempt.error or "",
+            "reason": error_line(error) or "",
+            "error": error if len(error) <= TIMELINE_ERROR_CHARACTERS else "…" + error[-TIMELINE_ERROR_CHARACTERS:],
         }
+
+    def _omitted_entry(self, first, last):
+        label = self.env._("Not kept")
+        empty = dict.fromkeys(("started_at", "time", "worker", "reason", "error"), "")
+        return {"number": _span(first, last), "outcome": "omitted", "label": label, **empty}
 
     @api.depends("parent_id", "child_ids", "dependency_job_ids", "graph_uuid")
     def _compute_has_graph(self):
@@ -341,7 +358,13 @@ def error_line(text):
     frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
     after = lines[frames[-1] + 1 :] if frames else lines
     # below the last frame come its source and its markers, indented, then the exception
-    return next((line for line in after if line and not line.startswith("    ")), lines[-1]).strip()
+    line = next((line for line in after if line and not line.startswith("    ")), lines[-1]).strip()
+    return line if len(line) <= ERROR_LINE_CHARACTERS else line[:ERROR_LINE_CHARACTERS] + "…"
+
+
+def _span(first, last=None):
+    """Numbers of attempts, as text."""
+    return str(first) if last in (None, first) else f"{first}-{last}"
 
 
 def _name_of(record):

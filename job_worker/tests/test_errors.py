@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import nullcontext
 from datetime import timedelta
 from unittest.mock import patch
 
@@ -272,6 +273,43 @@ class TestErrors(JobMixin, JobCase):
                 self.assertIsInstance(self.run_job(job), UserError)
                 self.assertEqual(job.state, state)
 
+    # --- the history of attempts -------------------------------------------------------------------------------------
+
+    def test_of_many_attempts_the_first_and_the_latest_fifty_are_kept_with_their_number(self):
+        job = self.enqueue(max_retries=0)
+        for number in range(1, 61):
+            self.fail_with(job, f"ValueError: {number}")
+        kept = job.attempt_ids.sorted("id")
+        self.assertEqual(kept.mapped("error"), [f"ValueError: {number}" for number in (1, *range(11, 61))])
+        self.assertEqual(kept.mapped("number"), [1, *range(11, 61)])
+
+    def test_a_history_from_before_there_was_a_bound_is_cut(self):
+        job, other = self.enqueue(max_retries=0), self.enqueue()
+        for owner, count in ((job, 300), (other, 60)):
+            self.cr.execute(
+                "INSERT INTO queue_job_attempt (job_id, outcome, counted, ended_at, error)"
+                " SELECT %s, 'failed', true, now(), n::text FROM generate_series(1, %s) s(n) ORDER BY s.n",
+                (owner.id, count),
+            )
+        self.fail_with(job, "ValueError: now")
+        kept = job.attempt_ids.sorted("id")
+        self.assertEqual(kept.mapped("error"), ["1", *map(str, range(252, 301)), "ValueError: now"])
+        self.assertEqual(kept[-1].number, 301)
+        self.assertEqual(len(other.attempt_ids), 60)
+
+    def test_from_the_tenth_in_a_row_an_uncounted_retry_waits_a_second(self):
+        job = self.enqueue()
+        at_once = RetryableJobError("not my turn", seconds=0, ignore_retry=True)
+
+        def delays(count, error=at_once):
+            return [self.fail_with(job, error).delay for _try in range(count)]
+
+        self.assertEqual(delays(12), [0] * 9 + [1] * 3)
+        self.assertEqual(delays(1, RetryableJobError("later", seconds=7, ignore_retry=True)), [7])
+        delays(1, ValueError("counted"))
+        self.assertEqual(delays(10), [0] * 9 + [1])
+        self.assertEqual(set(delays(60)), {1}, "more than are kept")
+
     # --- attempts that are nobody's fault ----------------------------------------------------------------------------
 
     def test_an_attempt_that_was_given_back_is_not_counted(self):
@@ -328,7 +366,11 @@ def _raising(error):
 class TestWorkersEnds(JobMixin, JobCase):
     """How a worker ends an attempt that did not succeed."""
 
-    def end(self, job, error, *, reason=None, age=10.0):
+    def now(self):
+        self.cr.execute("SELECT clock_timestamp() AT TIME ZONE 'UTC'")
+        return self.cr.fetchone()[0]
+
+    def end(self, job, error, *, reason=None, age=10.0, quiet=True):
         """Let a worker end an attempt of a pending job; ``age`` is that of the job, in seconds."""
         self.start(job)
         known = {"age": age, "user_id": job.user_id.id, "company_id": job.company_id.id}
@@ -337,7 +379,7 @@ class TestWorkersEnds(JobMixin, JobCase):
         attempt = Attempt(Claim(**{**stored, **known}))
         attempt.registry = self.env.registry
         attempt.reason = reason
-        with mute_logger("odoo.addons.job_worker.worker"):
+        with mute_logger("odoo.addons.job_worker.worker") if quiet else nullcontext():
             ended = write_end(self.cr, attempt, error, 3600)
         job.env["queue.job"].invalidate_model()
         return ended
@@ -358,6 +400,26 @@ class TestWorkersEnds(JobMixin, JobCase):
                 self.assertEqual((job.state, job.attempts), ("pending", 0))
                 self.assertIn("not found", job.exc_info)
                 self.assertTrue(job.scheduled_at)
+
+    def test_while_a_model_is_missing_the_waits_grow_and_the_history_has_one_row(self):
+        job = self.enqueue()
+        waits = []
+        for _try in range(8):
+            self.end(job, ModelNotFoundError("model 'gone.model' not found"))
+            waits.append(round((job.scheduled_at - self.now()).total_seconds()))
+        self.assertEqual(waits, [5, 10, 20, 40, 80, 160, 300, 300])
+        self.assertEqual((len(job.attempt_ids), job.attempt_ids.number, job.attempt_ids.times), (1, 8, 8))
+        self.end(job, ValueError("something else"))
+        self.assertEqual(job.attempt_ids.sorted("id").mapped("number"), [8, 9])
+        self.end(job, ModelNotFoundError("model 'gone.model' not found"))
+        self.assertEqual(len(job.attempt_ids), 3)
+
+    def test_the_log_has_one_line_for_a_model_that_is_missing(self):
+        jobs = [self.enqueue() for _job in range(3)]
+        with self.assertLogs("odoo.addons.job_worker.worker") as logs:
+            for job in jobs:
+                self.end(job, ModelNotFoundError(f"model 'missing.{jobs[0].id}' not found"), quiet=False)
+        self.assertEqual(len([line for line in logs.output if f"missing.{jobs[0].id}" in line]), 1)
 
     def test_after_an_hour_a_missing_model_counts(self):
         job = self.enqueue(max_retries=1)

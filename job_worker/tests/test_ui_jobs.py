@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 from odoo.api import SUPERUSER_ID, Environment
@@ -174,6 +175,28 @@ class TestJobDisplay(JobCase):
         self.assertRegex(job.standing, r"^Attempt 2 of 6, next try in (9\.\d|10) s$")
         self.assertEqual([entry["outcome"] for entry in job.timeline], ["failed"])
         self.assertEqual(job.timeline[0]["reason"], "ValueError: the warehouse is closed")
+
+    def test_the_timeline_of_many_attempts_with_long_errors_is_short_and_says_what_is_not_kept(self):
+        job = self.enqueue("job_fail", max_retries=0)
+        for _try in range(60):
+            attempts.fail(self.cr, self.start(job), TRACEBACK + "x" * 90_000)
+            job.env.invalidate_all()
+        entries = job.timeline[::-1]
+        self.assertEqual([entry["number"] for entry in entries], ["1", "2-10", *map(str, range(11, 61))])
+        self.assertEqual([entry["outcome"] for entry in entries[:3]], ["failed", "omitted", "failed"])
+        self.assertLess(len(json.dumps(entries)), 200_000)
+        self.assertLess(len(job.error_line), 1000)
+        self.assertTrue(entries[0]["error"].endswith("xxx"))
+        self.start(job)
+        self.assertEqual(job.timeline[0]["number"], "61")
+
+    def test_attempts_that_are_kept_as_one_are_told_as_one(self):
+        job = self.enqueue()
+        for _try in range(3):
+            attempts.postpone(self.cr, self.start(job), "the model is missing", 5, longest=300)
+        attempts.fail(self.cr, self.start(job), "ValueError: wrong")
+        job.env.invalidate_all()
+        self.assertEqual([entry["number"] for entry in job.timeline], ["4", "1-3"])
 
     def test_a_paused_channel_is_named_as_what_a_job_waits_for(self):
         self.env["queue.limit"].create({"name": "test.paused.display", "limit": 0})

@@ -1,6 +1,7 @@
 """Every log line of the worker: one function for each event."""
 
 import logging
+import threading
 
 from ..error_origin import traceback_text
 from .attempt import SHUTDOWN
@@ -79,6 +80,18 @@ def job_cancelled(claim):
 
 def job_given_back(claim, reason):
     _logger.info("job given back: job=%s uuid=%s reason=%s", claim.id, claim.uuid, reason)
+
+
+_models_missing = set()
+
+
+def model_missing(claim, error):
+    """Told once for each model of a database, however many jobs wait for it."""
+    line = error_line(error)
+    missing = getattr(threading.current_thread(), "dbname", None), line
+    if missing not in _models_missing:
+        _models_missing.add(missing)
+        _logger.warning("jobs wait for a model: first=%s uuid=%s error=%s", claim.id, claim.uuid, line)
 
 
 def jobs_given_back(claims, reason):

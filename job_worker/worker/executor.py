@@ -28,6 +28,7 @@ MAX_CONFLICTS = 30
 FIRST_CONFLICT_WAIT_SECONDS = 0.02
 LONGEST_CONFLICT_WAIT_SECONDS = 1.0
 REGISTRY_WAIT_SECONDS = 5.0
+LONGEST_REGISTRY_WAIT_SECONDS = 300.0
 REGISTRY_PATIENCE_SECONDS = 3600
 WRITE_TRIES = 5
 LATE_CHILDREN_SECONDS = 0.2
@@ -225,8 +226,13 @@ def write_end(cr, attempt, error, max_backoff):
         if owned := attempts.give_back(cr, claim, duration):
             events.job_given_back(claim, "shutdown")
     elif reason != TIMEOUT and _registry_is_behind(cr, attempt, error):
-        if owned := attempts.postpone(cr, claim, error, REGISTRY_WAIT_SECONDS, duration=duration):
-            events.job_given_back(claim, f"modules are changing: {events.error_line(error)}")
+        if owned := attempts.postpone(
+            cr, claim, error, REGISTRY_WAIT_SECONDS, longest=LONGEST_REGISTRY_WAIT_SECONDS, duration=duration
+        ):
+            if isinstance(error, ModelNotFoundError):
+                events.model_missing(claim, error)
+            else:
+                events.job_given_back(claim, f"modules are changing: {events.error_line(error)}")
     else:
         outcome = "failed"
         if reason == TIMEOUT:

@@ -120,6 +120,7 @@ const OUTCOME_ICONS = {
     died: "fa-bolt text-danger",
     cancelled: "fa-ban text-muted",
     given_back: "fa-undo text-muted",
+    omitted: "fa-ellipsis-v text-muted",
 };
 
 /** Every attempt at a job, the latest first. */
