@@ -58,6 +58,7 @@ def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACK
         attempts=following.attempts,
         delay=following.delay,
         exc_info=text,
+        worker_died=outcome == "died",
         error_class=error_class,
         error_place=error_place,
     )
@@ -129,6 +130,11 @@ def give_back_unbegun(cr, jobs):
     """
     moved, stopped = _move_or_stop(cr, "give_back", jobs) if jobs else ([], [])
     return moved + stopped
+
+
+def put_off(cr, job, delay):
+    """Let a job that has not begun be claimed again after ``delay`` seconds, or cancel it if it was asked to stop."""
+    _move_or_stop(cr, "put_off", [job], delay=delay)
 
 
 def postpone(cr, job, reason, delay, *, longest=None, duration=0.0, database_failure=False):

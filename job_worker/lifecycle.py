@@ -46,7 +46,10 @@ class Transition:
 
 # What a job forgets when it goes back to where it can be claimed.
 _UNCLAIMED = "worker_id = NULL, started_at = NULL, completed_at = NULL, cancelled_at = NULL, cancel_requested = false"
-_FRESH = _UNCLAIMED + ", attempts = 0, database_failures = 0, exc_info = NULL, result = NULL, duration = NULL"
+_FRESH = (
+    _UNCLAIMED + ", attempts = 0, database_failures = 0, worker_died_at = NULL, exc_info = NULL, result = NULL,"
+    " duration = NULL"
+)
 _DUE_NOW = f"is_due = (scheduled_at IS NULL OR scheduled_at <= {NOW})"
 _AFTER_DELAY = (
     f"scheduled_at = CASE WHEN %(delay)s > 0 THEN {NOW} + make_interval(secs => %(delay)s) END,"
@@ -72,7 +75,8 @@ TRANSITIONS = {
     "retry": Transition(
         (STARTED,),
         PENDING,
-        f"{_UNCLAIMED}, {_AFTER_DELAY}, attempts = %(attempts)s, exc_info = %(exc_info)s",
+        f"{_UNCLAIMED}, {_AFTER_DELAY}, attempts = %(attempts)s, exc_info = %(exc_info)s,"
+        f" worker_died_at = CASE WHEN %(worker_died)s THEN {NOW} END",
         unless_cancelled=True,
     ),
     "fail": Transition(
@@ -83,6 +87,7 @@ TRANSITIONS = {
         unless_cancelled=True,
     ),
     "give_back": Transition((STARTED,), PENDING, f"{_UNCLAIMED}, is_due = true", unless_cancelled=True),
+    "put_off": Transition((STARTED,), PENDING, f"{_UNCLAIMED}, {_AFTER_DELAY}", unless_cancelled=True),
     "postpone": Transition(
         (STARTED,),
         PENDING,

@@ -147,6 +147,11 @@ class QueueJob(models.Model):
     database_failures = fields.Integer(
         readonly=True, aggregator=None, help="Technical: attempts lost with a database connection, not counted."
     )
+    worker_died_at = fields.Datetime(
+        "Worker Died",
+        readonly=True,
+        help="Technical: its last attempt died with its worker, so the next one runs alone in a process.",
+    )
 
     # Each partial index serves one question of the engine; see docs/architecture.md.
     _claim_idx = models.Index(

@@ -21,6 +21,7 @@ PARAMS = {
     "attempts": 3,
     "delay": 60,
     "exc_info": "an error",
+    "worker_died": False,
     "error_class": "ValueError",
     "error_place": "a_file.py in a_function",
     "parent_id": 1,
@@ -46,7 +47,7 @@ class TestTransitions(JobCase):
         self.assertEqual(move(self.cr, "cancel", []), [])
 
     def test_an_attempt_ends_only_while_its_claim_owns_the_job(self):
-        for name in ("finish", "retry", "fail", "give_back", "postpone", "stop"):
+        for name in ("finish", "retry", "fail", "give_back", "put_off", "postpone", "stop"):
             with self.subTest(name):
                 job = self.in_state("pending")
                 lost = self.start(job)
@@ -57,7 +58,7 @@ class TestTransitions(JobCase):
                 self.assertEqual(move(self.cr, name, job.ids, claim_seqs=[current.claim_seq], **PARAMS), job.ids)
 
     def test_a_job_that_can_be_claimed_again_has_forgotten_its_attempt(self):
-        for name in ("retry", "give_back", "postpone"):
+        for name in ("retry", "give_back", "put_off", "postpone"):
             with self.subTest(name):
                 job = self.in_state("started")
                 self.take(job, name, **PARAMS)

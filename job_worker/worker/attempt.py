@@ -41,6 +41,7 @@ class Claim:
     :param age: seconds from its creation to the claim
     :param has_children: whether jobs waited for it at the time of the claim
     :param throttled: whether the channel counts starts
+    :param died_ago: seconds since its worker died, if that is how its last attempt ended
     :param claimed_at: :func:`time.monotonic` of the claim
     """
 
@@ -58,8 +59,14 @@ class Claim:
     database_failures: int
     age: float
     has_children: bool
+    died_ago: float | None
     throttled: bool = False
     claimed_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def runs_alone(self):
+        """Whether nothing is to run beside it, because it may be what its last worker died of."""
+        return self.died_ago is not None
 
 
 class Attempt:

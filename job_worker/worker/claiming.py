@@ -171,6 +171,7 @@ WITH channel AS MATERIALIZED (
     RETURNING job.id, job.claim_seq, job.uuid, job.payload, job.user_id, job.company_id, job.channel, job.priority,
               job.attempts, job.max_retries, job.timeout, job.database_failures,
               extract(epoch FROM {NOW} - job.create_date)::float AS age,
+              extract(epoch FROM {NOW} - job.worker_died_at)::float AS died_ago,
               EXISTS (SELECT FROM queue_job child WHERE child.parent_id = job.id OFFSET 0)
               OR EXISTS (SELECT FROM queue_job_dependency_rel WHERE dependency_id = job.id OFFSET 0) AS has_children,
               {_RANK.replace("scheduled_at", "job.scheduled_at")}::text AS rank,

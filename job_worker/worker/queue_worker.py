@@ -119,7 +119,7 @@ class QueueWorker:
             concurrency,
             max_backoff_seconds,
             self._database_lost,
-            has_next=lambda: self.pool.has_waiting,
+            has_next=lambda: self.pool.has_next,
             prepare=listen,
         )
         self.pool = Pool(concurrency, executor.run, self._wake, executor.release)
@@ -279,19 +279,21 @@ class QueueWorker:
         if best is not None:
             # Only what is worse: what goes back is heard of here too, and must not send itself round and round.
             self._give_back(self.pool.take_waiting(worse_than=best), "better jobs have come")
-        free, count = self.pool.demand()
+        if claim := self.pool.take_put_off():
+            self._put_off(claim)
         if self._is_paused():
             return self.poll_timeout
-        if not count:
-            return GIVE_BACK_AFTER_SECONDS if self.pool.has_waiting else self.poll_timeout
-        return self._claim(free, count)
+        with self.pool.claiming() as (free, count):
+            if count:
+                return self._claim(free, count)
+        return GIVE_BACK_AFTER_SECONDS if self.pool.has_waiting else self.poll_timeout
 
     def _claim(self, free, count):
         found = self._claiming.claim(self.connection, self.name, free, count)
         if found.claims and self._signals.follow(found.signals):
             self._give_back(found.claims, "modules have changed")
             return self._follow_registry()
-        self.pool.submit(found.claims)
+        self._submit(found.claims)
         if not found.alive:
             self._buried = True
             return 0
@@ -308,6 +310,17 @@ class QueueWorker:
         full = found.queued and not found.claims
         wait = min(self.poll_timeout, FULL_CHANNEL_WAIT_SECONDS) if full else self.poll_timeout
         return wait if found.due_in is None else min(found.due_in, wait)
+
+    def _submit(self, claims):
+        claims, others = self.pool.admit(claims)
+        self._give_back(others, "a job whose worker died is to run alone")
+        self.pool.submit(claims)
+
+    def _put_off(self, claim):
+        """Try again later, maybe elsewhere, to run a job alone."""
+        with self.connection.transaction() as cr:
+            attempts.put_off(cr, claim, claim.died_ago)
+        events.job_given_back(claim, "it is to run alone, and other jobs take long")
 
     def _mark_due(self):
         """Make claimable what is due; whether there was anything that nobody else is changing."""
