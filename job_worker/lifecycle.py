@@ -12,6 +12,10 @@ NEXT_CLAIM = "nextval('queue_job_claim_seq')"
 ACTIVE = (WAITING, PENDING, STARTED)
 ENDED = (DONE, FAILED, CANCELLED)
 
+NOT_OF_THIS_DATABASE = (
+    "Cancelled, not run: this database was neutralized or is a copy, and the job belongs to the original."
+)
+
 WAKE_UP = "queue_job_wake_up"
 """Channel on which idle workers are woken."""
 MAX_NOTIFICATION_BYTES = 7000
@@ -121,6 +125,12 @@ TRANSITIONS = {
     ),
     "cancel": Transition(
         (WAITING, PENDING, FAILED), CANCELLED, f"ended_by_id = NULL, completed_at = NULL, cancelled_at = {NOW}"
+    ),
+    # by who finds it in a copy of the database it was stored in; data/neutralize.sql has the same
+    "disown": Transition(
+        ACTIVE,
+        CANCELLED,
+        f"ended_by_id = NULL, completed_at = NULL, cancelled_at = {NOW}, exc_info = '{NOT_OF_THIS_DATABASE}'",
     ),
     # in the caller's own transaction
     "run_now": Transition((PENDING,), STARTED, f"worker_id = NULL, claim_seq = {NEXT_CLAIM}, started_at = {NOW}"),

@@ -510,13 +510,13 @@ def uncounted_in_a_row(cr, job_id):
 
 
 def register_worker(cr, values):
-    """Add the row of a worker; ``values`` has name, hostname, pid, version, databases, slots and pause_requested."""
+    """Add the row of a worker; ``values`` has name, hostname, pid, version, databases and slots."""
     cr.execute(
         f"""
         INSERT INTO queue_worker (name, hostname, pid, version, databases, slots, running_jobs, memory, started_at,
                                   last_heartbeat, state, pause_requested, create_date, write_date)
         VALUES (%(name)s, %(hostname)s, %(pid)s, %(version)s, %(databases)s, %(slots)s, 0, 0, {NOW}, {NOW}, 'running',
-                %(pause_requested)s, {NOW}, {NOW})
+                false, {NOW}, {NOW})
             -- the first try may have been committed and not answered
             ON CONFLICT (name) DO UPDATE SET state = 'running', last_heartbeat = excluded.last_heartbeat
         """,
@@ -554,15 +554,12 @@ def unregister_worker(cr, name):
 
 
 def bury_workers(cr, stale_after_seconds, name=None):
-    """Mark workers as dead: whose heartbeat is too old, or those of the process whose first one is called ``name``;
-    forget those dead for a day.
-    """
+    """Mark workers as dead: whose heartbeat is too old, or the one called ``name``; forget those dead for a day."""
     # One whose row is locked is just reporting, or was frozen while it did: don't wait for it.
     cr.execute(
         f"UPDATE queue_worker SET state = 'dead' WHERE id IN ("
         f"SELECT id FROM queue_worker WHERE state != 'dead'"
-        f" AND (split_part(name, '/', 1) = %s OR last_heartbeat < {NOW} - make_interval(secs => %s))"
-        " FOR NO KEY UPDATE SKIP LOCKED)",
+        f" AND (name = %s OR last_heartbeat < {NOW} - make_interval(secs => %s)) FOR NO KEY UPDATE SKIP LOCKED)",
         (name, stale_after_seconds),
     )
     cr.execute(f"DELETE FROM queue_worker WHERE state = 'dead' AND last_heartbeat < {NOW} - interval '1 day'")
@@ -639,6 +636,91 @@ def modules_are_changing(cr):
     """Whether modules are being installed, upgraded or removed."""
     cr.execute("SELECT EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))")
     return cr.fetchone()[0]
+
+
+# --- home -------------------------------------------------------------------------------------------------------------
+
+_HOME_TABLES = "to_regclass('ir_config_parameter'), to_regclass('queue_job'), to_regclass('queue_worker')"
+
+
+def is_complete(cr):
+    """Whether the queue's tables are there with all they hold; the database may not be one of Odoo's at all.
+
+    A restore fills tables one by one and adds their foreign keys last of all.
+    """
+    cr.execute(
+        f"SELECT count(DISTINCT conrelid) FROM pg_constraint WHERE contype = 'f' AND conrelid IN ({_HOME_TABLES})"
+    )
+    return cr.fetchone()[0] == 3
+
+
+def place_and_home(cr):
+    """Where the database is, and where its queue is at home.
+
+    :return: identifier of the cluster or ``None``, oid of the database, ``database.uuid``, text of the home
+    """
+    cr.execute("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')")
+    system = "(SELECT system_identifier FROM pg_control_system())" if cr.fetchone()[0] else "NULL"
+    cr.execute(
+        f"SELECT {system}, (SELECT oid FROM pg_database WHERE datname = current_database()),"
+        " (SELECT value FROM ir_config_parameter WHERE key = 'database.uuid'),"
+        " (SELECT value FROM ir_config_parameter WHERE key = 'job_worker.home')"
+    )
+    return cr.fetchone()
+
+
+def write_home(cr, text):
+    """Note where the queue is at home."""
+    cr.execute(
+        "INSERT INTO ir_config_parameter (key, value, create_date, write_date)"
+        f" VALUES ('job_worker.home', %s, {NOW}, {NOW})"
+        " ON CONFLICT (key) DO UPDATE SET value = excluded.value, write_date = excluded.write_date",
+        (text,),
+    )
+
+
+def lock_home(cr):
+    """Wait for others who decide about the home, and keep them waiting."""
+    cr.execute("SELECT FROM ir_config_parameter WHERE key = 'job_worker.home' FOR UPDATE")
+
+
+def others_are_writing(cr):
+    """Whether a transaction of somebody else has written parameters, jobs or workers, as neutralising does."""
+    cr.execute(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE mode = 'RowExclusiveLock' AND granted AND pid != pg_backend_pid()"
+        "   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        f"  AND relation IN ({_HOME_TABLES}))"
+    )
+    return cr.fetchone()[0]
+
+
+def has_unfinished_jobs(cr):
+    """Whether any job has not ended. Indexes: queue_job_waiting_idx, queue_job_running_idx."""
+    cr.execute(
+        "SELECT EXISTS (SELECT FROM queue_job WHERE state IN ('waiting', 'pending'))"
+        " OR EXISTS (SELECT FROM queue_job WHERE state = 'started')"
+    )
+    return cr.fetchone()[0]
+
+
+def unfinished_jobs(cr, count, before_uuid):
+    """Up to ``count`` jobs that have not ended.
+
+    :param bool before_uuid: only those from before the database got its ``database.uuid``: by the clock, and, where
+        another server's clock or a parameter written by SQL would mislead, by the transaction that wrote the row
+    """
+    condition = "(job.create_date < uuid.write_date OR age(job.xmin) > age(uuid.xmin))" if before_uuid else "true"
+    cr.execute(
+        "SELECT job.id FROM queue_job job, ir_config_parameter uuid"
+        f" WHERE uuid.key = 'database.uuid' AND job.state IN {ACTIVE} AND {condition} LIMIT %s",
+        (count,),
+    )
+    return [row[0] for row in cr.fetchall()]
+
+
+def forget_workers(cr):
+    """Remove the rows of all workers."""
+    cr.execute("DELETE FROM queue_worker")
 
 
 # --- housekeeping ----------------------------------------------------------------------------------------------------

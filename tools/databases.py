@@ -27,6 +27,8 @@ from tools.setup import locked
 OURS = "jw" + hashlib.sha256(f"{ROOT} {os.environ.get('PGHOST')} {os.environ.get('PGPORT')}".encode()).hexdigest()[:6]
 DEMO = f"{OURS}_demo"
 FILESTORE = DATA / "filestore"
+# As in every copy, the queue has to be told that this is its database now.
+NEUTRALIZE = ROOT / "job_worker" / "data" / "neutralize.sql"
 
 _numbers = itertools.count(1)
 
@@ -57,6 +59,7 @@ def clone_to(server: Server) -> str:
     restore = [server.programs / "psql", "--quiet", "--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-d", name]
     with subprocess.Popen(dump, env=here, stdout=subprocess.PIPE) as dumping:
         subprocess.run(restore, env=there, stdin=dumping.stdout, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([*restore, "-f", NEUTRALIZE], env=there, check=True)
     _drop_database(name)
     return name
 
@@ -179,10 +182,18 @@ def _odoo(title: str, database: str, *args: str) -> None:
 def _copy(source: str, name: str) -> None:
     with connect() as cursor:
         cursor.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(source)))
+    _make_its_own(name)
     _remember_code(name)
     if (FILESTORE / source).exists():
         # Odoo never writes into a file it has stored, so the copies can share them.
         shutil.copytree(FILESTORE / source, FILESTORE / name, copy_function=os.link, dirs_exist_ok=True)
+
+
+def _make_its_own(name: str) -> None:
+    with connect(name) as cursor:
+        cursor.execute("SELECT to_regclass('queue_job')")
+        if cursor.fetchone()[0]:
+            cursor.execute(NEUTRALIZE.read_text())
 
 
 def _remember_code(name: str) -> None:

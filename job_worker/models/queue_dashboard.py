@@ -3,9 +3,10 @@
 from datetime import timedelta
 
 from odoo import api, fields, models
+from odoo.exceptions import AccessError
 from odoo.fields import Domain
 
-from .. import queries
+from .. import home, queries
 from ..job import DONE, FAILED, PENDING, STARTED, WAITING
 from .queue_channel import due_domain, scheduled_domain
 
@@ -26,8 +27,9 @@ class QueueDashboard(models.AbstractModel):
 
         :return: ``numbers``: by name, dicts of ``count``, ``more`` (there are that many at least) and ``domain``;
             ``running``: the jobs that have run longest; ``channels``: as :meth:`QueueChannel.get_channels` has them,
-            without what has ended; ``workers``: see :meth:`_workers`; ``ids_used``: for managers, the tables that
-            have used up most of their ids, with the share; ``is_manager``
+            without what has ended; ``is_held``: whether this database was copied or moved, and nobody has said which
+            yet; ``workers``: see :meth:`_workers`; ``ids_used``: for managers, the tables that have used up most of
+            their ids, with the share; ``is_manager``
         :rtype: dict
         :raise AccessError: the user may not see jobs
         """
@@ -41,6 +43,7 @@ class QueueDashboard(models.AbstractModel):
             "channels": channels,
             "workers": self._workers(is_manager),
             "ids_used": self.env["queue.job"]._ids_running_out() if is_manager else {},
+            "is_held": home.is_held(self.env.cr),
             "is_manager": is_manager,
         }
 
@@ -84,6 +87,18 @@ class QueueDashboard(models.AbstractModel):
             },
             "sample": sample,
         }
+
+    @api.model
+    def settle_copy(self, is_copy):
+        """Say what this database is, where it was copied or moved and its jobs wait for that.
+
+        :param bool is_copy: the original goes on elsewhere, so its jobs are cancelled here; else they run here
+        :raise AccessError: the user is no manager of background jobs
+        """
+        if not self.env.user.has_group("job_worker.group_queue_job_manager"):
+            raise AccessError(self.env._("Only managers of background jobs may say what becomes of them."))
+        home.decide(self.env.cr, is_copy=is_copy)
+        self.env["queue.job"].invalidate_model()
 
     def _numbers(self, jobs, channels):
         cr = self.env.cr

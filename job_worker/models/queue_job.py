@@ -3,7 +3,7 @@ import json
 from odoo import api, fields, models
 from odoo.exceptions import ValidationError
 
-from .. import queries
+from .. import home, queries
 from ..delay import MAX_NAME_CHARACTERS
 from ..job import (
     CANCELLED,
@@ -181,6 +181,7 @@ class QueueJob(models.Model):
 
     def init(self):
         queries.prepare_job_table(self.env.cr)
+        home.begin(self.env.cr)
 
     @api.constrains("channel")
     def _check_channel(self):

@@ -9,7 +9,7 @@ from odoo import api, fields, models
 from odoo.exceptions import AccessError, MissingError
 from odoo.fields import Domain
 
-from .. import queries
+from .. import home, queries
 from ..job import DONE, OVERDUE_SECONDS, PENDING, STARTED
 from .job_serialization import RECORDSET, TYPE_KEY
 
@@ -105,6 +105,8 @@ class QueueJob(models.Model):
         limit = self.env["queue.limit"].sudo().search([("name", "=", self.channel)], limit=1)
         if limit and not limit.limit:
             return _("The channel %s is paused", self.channel)
+        if home.is_held(self.env.cr):
+            return _("Held, because this database was copied or moved: the dashboard asks which it is")
         if not queries.count_workers_alive(self.env.cr):
             return _("No worker has been seen in the last minute")
         return _("Next in line in the channel %s", self.channel)

@@ -5,6 +5,7 @@ from . import (
     test_errors,
     test_graph,
     test_graph_model,
+    test_home,
     test_identity,
     test_insert_buffer,
     test_job_model,

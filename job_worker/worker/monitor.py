@@ -11,6 +11,7 @@ from . import events, recovery
 from .attempt import CANCEL, LOST, TIMEOUT
 from .connection import DEAD_AFTER_SECONDS, TROUBLE, Connection
 from .executor import write_end
+from .home_check import require_home
 
 TICK_SECONDS = 0.5
 CHECK_ATTEMPTS_SECONDS = 1.0
@@ -34,7 +35,7 @@ class Monitor:
         self._worker = worker
         self._session = session
         # Somebody who holds a row for long must not keep the worker from giving signs of life.
-        self._connection = Connection(worker.db_name, session=session, lock_timeout=LOCK_TIMEOUT)
+        self._connection = Connection(worker.db_name, require_home, session=session, lock_timeout=LOCK_TIMEOUT)
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(chore,), name=f"job_worker.{name}", daemon=True)
@@ -115,7 +116,7 @@ class Monitor:
             self._beat(worker.name)
             self._next_beat = now + worker.heartbeat_interval_seconds
         self._end_abandoned()
-        if now >= self._next_recovery:
+        if now >= self._next_recovery and worker.name:
             self._next_recovery = now + max(1.0, worker.stale_after_seconds / 4)
             self._recover()
 

@@ -21,6 +21,7 @@ from .attempt import LOST, SHUTDOWN
 from .claiming import Claiming
 from .connection import TROUBLE, Backoff, Connection
 from .executor import Executor
+from .home_check import LOOK_SECONDS, HomeCheck, require_home
 from .monitor import Monitor
 from .obstacles import BLOCKED, PAUSED, Obstacles
 from .pool import Pool
@@ -41,11 +42,6 @@ def new_worker_name():
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-def derived_name(name):
-    """A further name for a worker of the process whose workers are called ``name``: whoever knows that can tell."""
-    return f"{name}/{uuid.uuid4().hex[:4]}"
-
-
 class QueueWorker:
     """Runs jobs of one database in threads of this process.
 
@@ -61,10 +57,7 @@ class QueueWorker:
     :param float shutdown_timeout: seconds that running jobs have to finish, ``None`` for no limit
     :param str name: unique name of the worker, made up by default
     :param predecessors: workers whose process died, as ``(name, what is known of its end)``: their jobs are recovered
-        first of all, those of derived names too
-    :param bool pause_asked: begin as if it was asked to pause in the database
-    :param on_pause_asked: called with the database and whether it was asked to pause, when that changes
-    :param on_ready: called before it claims for the first time under a name
+        first of all
     :param on_registry_changed: called after modules were installed or upgraded, instead of reloading the registry here
     :param on_thread_abandoned: called after a thread was given up because its job can't be interrupted
     :raise ValueError: a number is out of range
@@ -84,9 +77,6 @@ class QueueWorker:
         shutdown_timeout=None,
         name=None,
         predecessors=(),
-        pause_asked=False,
-        on_pause_asked=None,
-        on_ready=None,
         on_registry_changed=None,
         on_thread_abandoned=None,
     ):
@@ -104,7 +94,7 @@ class QueueWorker:
         self.heartbeat_interval_seconds = heartbeat_interval_seconds
         self.max_backoff_seconds = max_backoff_seconds
         self.name = None
-        self._first_name = self._next_name = name or new_worker_name()
+        self._first_name = name
         self._listen = listen
         self._shutdown_timeout = shutdown_timeout
         self._predecessors = list(predecessors)
@@ -113,10 +103,9 @@ class QueueWorker:
         self._stop_event = stop_event or threading.Event()
         self._stop_now = threading.Event()
         self._paused = False
-        self._pause_asked = pause_asked
-        self._on_pause_asked = on_pause_asked or (lambda db_name, paused: None)
-        self._on_ready = on_ready or (lambda: None)
+        self._pause_asked = False
         self.obstacles = Obstacles()
+        self._home = HomeCheck(db_name)
         self._superseded = False
         self._buried = False
         self.connection = Connection(db_name, self._prepare_connection, session=listen)
@@ -191,6 +180,10 @@ class QueueWorker:
 
         :raise psycopg2.Error: any of TROUBLE
         """
+        if reason := self._home.obstacle():
+            self._hold(reason)
+            return
+        self._clear(BLOCKED)
         Registry(self.db_name)  # here, not in the middle of a claim: loading it takes seconds
         self._register()
         if self._trouble.broken:
@@ -201,6 +194,12 @@ class QueueWorker:
                 self._trouble.reset()
                 events.database_back(self.name)
             self._wait(wait)
+
+    def _hold(self, reason):
+        """Leave a database alone that is not the queue's, without a trace in it; look again soon."""
+        if self._home.is_settled and self.obstacles.report(BLOCKED, reason):
+            events.database_held(self.db_name, reason)
+        self._nap(LOOK_SECONDS)
 
     def _probe(self):
         """See whether jobs get connections: the worker's own may stand while no other can be opened."""
@@ -218,21 +217,20 @@ class QueueWorker:
         with self.connection.transaction() as cr:
             if self.name and self._beat(cr) is None:
                 self.name = None
+            name = self.name or self._first_name or new_worker_name()
             if not self.name:
                 values = {
-                    "name": self._next_name,
+                    "name": name,
                     "hostname": socket.gethostname(),
                     "pid": os.getpid(),
                     "version": get_manifest("job_worker").get("version"),
                     "databases": self.db_name,
                     "slots": self.pool.slots,
-                    "pause_requested": self._pause_asked,
                 }
                 queries.register_worker(cr, values)
         if not self.name:
-            self.name, self._next_name = self._next_name, derived_name(self._first_name)
-            events.worker_started(self.name, self.db_name, self.pool.slots)
-            self._on_ready()
+            self.name, self._first_name = name, None
+            events.worker_started(name, self.db_name, self.pool.slots)
         self._buried = False
         while self._predecessors:
             died, how = self._predecessors[-1]
@@ -247,6 +245,7 @@ class QueueWorker:
         return queries.beat(cr, self.name, self.state, self.obstacles.reason, len(self.pool.running()), 0)
 
     def _prepare_connection(self, cr):
+        require_home(cr)
         if self._listen:
             queries.listen(cr)
         self._claiming.prepare(cr, self._signals.expression)
@@ -367,14 +366,10 @@ class QueueWorker:
         """Called by the monitor with the answer to a heartbeat of ``name``, ``None`` if it was taken for dead."""
         if name != self.name:
             return
-        if pause_requested is None:
-            self._buried = True
-        elif pause_requested != self._pause_asked:
-            self._pause_asked = pause_requested
-            self._on_pause_asked(self.db_name, pause_requested)
-        else:
-            return
-        self._wake()
+        buried, pause_asked = pause_requested is None, bool(pause_requested)
+        if buried or pause_asked != self._pause_asked:
+            self._buried, self._pause_asked = buried, pause_asked
+            self._wake()
 
     # --- obstacles ---------------------------------------------------------------------------------------------------
 

@@ -143,6 +143,10 @@ class TestJobTarget(models.Model):
             time.sleep(seconds)
         row.ended_at = self._database_time()
 
+    def job_ledger_here(self, key, seconds=0.0):
+        """Write to the ledger in which database this is."""
+        self.job_ledger(f"{self.env.cr.dbname}:{key}", seconds)
+
     def job_ledger_then_fail(self, key, kind="value"):
         """Write to the ledger, then raise: nothing of it may stay."""
         self.job_ledger(key)

@@ -1,4 +1,5 @@
 import { _t } from "@web/core/l10n/translation";
+import { ConfirmationDialog } from "@web/core/confirmation_dialog/confirmation_dialog";
 import { registry } from "@web/core/registry";
 import { useService } from "@web/core/utils/hooks";
 import { Layout } from "@web/search/layout";
@@ -24,6 +25,7 @@ export class JobDashboard extends Component {
     setup() {
         this.orm = useService("orm");
         this.action = useService("action");
+        this.dialog = useService("dialog");
         this.openJobs = useOpenJobs();
         this.formatCount = formatCount;
         this.formatDuration = formatDuration;
@@ -51,6 +53,21 @@ export class JobDashboard extends Component {
         this.state.period = period;
         this.historyLoadedAt = 0;
         await this.polling.refresh();
+    }
+
+    /** What becomes of the jobs in a database that was copied or moved. */
+    settleCopy(isCopy) {
+        this.dialog.add(ConfirmationDialog, {
+            body: isCopy
+                ? _t("All jobs that have not ended are cancelled in this database. The original is not touched.")
+                : _t("Workers will run the jobs of this database. If the original is still in use, they run twice."),
+            confirmLabel: isCopy ? _t("Cancel the jobs") : _t("Run the jobs"),
+            confirm: async () => {
+                await this.orm.call("queue.dashboard", "settle_copy", [isCopy]);
+                await this.polling.refresh();
+            },
+            cancel: () => {},
+        });
     }
 
     get periods() {

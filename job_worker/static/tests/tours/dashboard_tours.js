@@ -39,6 +39,16 @@ registry.category("web_tour.tours").add("job_worker_no_worker", {
     ],
 });
 
+registry.category("web_tour.tours").add("job_worker_settle_copy", {
+    steps: () => [
+        { trigger: tile("pending", 1) },
+        { trigger: ".o_job_worker_held button[name=copied]", run: "click" },
+        { trigger: ".modal button:contains(Cancel the jobs)", run: "click" },
+        { trigger: tile("pending", 0) },
+        { trigger: ".o_job_worker_dashboard:not(:has(.o_job_worker_held))" },
+    ],
+});
+
 registry.category("web_tour.tours").add("job_worker_pause_channel", {
     steps: () => [
         { trigger: row("input[name=limit]:value(3)") },
