@@ -510,13 +510,13 @@ def uncounted_in_a_row(cr, job_id):
 
 
 def register_worker(cr, values):
-    """Add the row of a worker; ``values`` has name, hostname, pid, version, databases and slots."""
+    """Add the row of a worker; ``values`` has name, hostname, pid, version, databases, slots and pause_requested."""
     cr.execute(
         f"""
         INSERT INTO queue_worker (name, hostname, pid, version, databases, slots, running_jobs, memory, started_at,
                                   last_heartbeat, state, pause_requested, create_date, write_date)
         VALUES (%(name)s, %(hostname)s, %(pid)s, %(version)s, %(databases)s, %(slots)s, 0, 0, {NOW}, {NOW}, 'running',
-                false, {NOW}, {NOW})
+                %(pause_requested)s, {NOW}, {NOW})
             -- the first try may have been committed and not answered
             ON CONFLICT (name) DO UPDATE SET state = 'running', last_heartbeat = excluded.last_heartbeat
         """,
@@ -554,12 +554,15 @@ def unregister_worker(cr, name):
 
 
 def bury_workers(cr, stale_after_seconds, name=None):
-    """Mark workers as dead: whose heartbeat is too old, or the one called ``name``; forget those dead for a day."""
+    """Mark workers as dead: whose heartbeat is too old, or those of the process whose first one is called ``name``;
+    forget those dead for a day.
+    """
     # One whose row is locked is just reporting, or was frozen while it did: don't wait for it.
     cr.execute(
         f"UPDATE queue_worker SET state = 'dead' WHERE id IN ("
         f"SELECT id FROM queue_worker WHERE state != 'dead'"
-        f" AND (name = %s OR last_heartbeat < {NOW} - make_interval(secs => %s)) FOR NO KEY UPDATE SKIP LOCKED)",
+        f" AND (split_part(name, '/', 1) = %s OR last_heartbeat < {NOW} - make_interval(secs => %s))"
+        " FOR NO KEY UPDATE SKIP LOCKED)",
         (name, stale_after_seconds),
     )
     cr.execute(f"DELETE FROM queue_worker WHERE state = 'dead' AND last_heartbeat < {NOW} - interval '1 day'")

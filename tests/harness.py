@@ -130,9 +130,16 @@ class Database:
         """First column of the first row."""
         return self.query(sql, *params)[0][0]
 
-    @contextmanager
     def locked(self, *job_ids):
         """Another session holds the rows of jobs, as a request that changes them and is not committed yet."""
+        return self._other_session("SELECT FROM queue_job WHERE id = ANY(%s) FOR NO KEY UPDATE", list(job_ids))
+
+    def locked_table(self, name):
+        """Another session keeps everybody from writing to a table."""
+        return self._other_session(f"LOCK TABLE {name} IN EXCLUSIVE MODE")
+
+    @contextmanager
+    def _other_session(self, sql, *params):
         server = self.server
         connection = psycopg2.connect(
             dbname=self.name,
@@ -143,7 +150,7 @@ class Database:
         )
         try:
             with connection.cursor() as cr:
-                cr.execute("SELECT FROM queue_job WHERE id = ANY(%s) FOR NO KEY UPDATE", (list(job_ids),))
+                cr.execute(sql, params or None)
             yield
         finally:
             connection.close()

@@ -1,12 +1,17 @@
 """What ``odoo-bin job_worker`` says to whoever types it."""
 
+import configparser
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from tests.harness import run_odoo
+from tests.harness import run_odoo  # first: it puts the addons on the path
+from tools.paths import ROOT
+
+from odoo.addons.job_worker.worker.queue_worker import GIVE_UP_AFTER_SECONDS  # isort: skip
+from odoo.addons.job_worker.worker.supervisor import LAST_WAIT_SECONDS  # isort: skip
 
 
 def test_help_names_every_option_and_the_signals():
@@ -79,3 +84,14 @@ def test_a_worker_alone_in_a_plain_python_process(db):
             process.kill()
     assert output.strip() == "stopped"
     assert not db.workers()
+
+
+def test_the_unit_for_systemd_starts_a_worker_that_is_given_the_time_to_stop(db):
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str
+    unit.read(ROOT / "deploy" / "odoo-jobs.service")
+    _program, *arguments = unit["Service"]["ExecStart"].split()
+    status, output = run_odoo(db, *arguments, "--check")
+    assert (status, output.strip().splitlines()[-1]) == (0, f"job_worker: ready to serve {db.name}")
+    (timeout,) = (float(argument.partition("=")[2]) for argument in arguments if "--shutdown-timeout" in argument)
+    assert float(unit["Service"]["TimeoutStopSec"]) > timeout + GIVE_UP_AFTER_SECONDS + LAST_WAIT_SECONDS

@@ -163,3 +163,17 @@ def test_a_worker_whose_registration_was_committed_and_not_answered_registers_ag
     with worker_thread(db, name="again"):
         job = db.enqueue_one("job_nothing")
         db.wait_for_state(job, "done")
+
+
+def test_all_workers_of_a_process_that_is_known_to_be_dead_are_buried_at_once(db):
+    """One that was taken for dead before goes by a name that was made of its first one."""
+    jobs = db.enqueue("job_ledger", [("first name",), ("another name",), ("another process",)])
+    names = ["host-1", "host-1/ab12", "host-12"]
+    for name, job in zip(names, jobs, strict=True):
+        add_worker(db, name, age=0)
+        claim_by(db, name, job)
+    with worker_thread(db, predecessors=[("host-1", "it was killed")], stale_after_seconds=60):
+        for job in jobs[:2]:
+            db.wait_for_state(job, "done", timeout=20)
+            assert "it was killed" in db.value("SELECT error FROM queue_job_attempt WHERE job_id = %s", job)
+        assert db.job(jobs[2])["state"] == "started"

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from tests.faults import keys
-from tests.harness import Worker, wait_until
+from tests.harness import Worker, ticks, wait_until
 
 
 def change_modules(db):
@@ -15,14 +15,7 @@ def change_modules(db):
         env.registry.signal_changes()
 
 
-@pytest.mark.parametrize(
-    ("option", "reason"),
-    [
-        ("--max-jobs=10", "jobs run"),
-        ("--max-age=1", "reason=age"),
-        ("--limit-memory-soft=1048576", "limit_memory_soft 1"),
-    ],
-)
+@pytest.mark.parametrize(("option", "reason"), [("--max-jobs=10", "jobs run"), ("--max-age=1", "reason=age")])
 def test_a_process_is_replaced_when_it_has_done_enough(db, option, reason):
     db.enqueue("job_ledger", [(key, 0.1) for key in keys(60)], max_retries=1)
     with Worker(db, option) as worker:
@@ -33,6 +26,63 @@ def test_a_process_is_replaced_when_it_has_done_enough(db, option, reason):
         assert worker.logged(reason), worker.log()[-3000:]
     assert db.value("SELECT max(attempts) FROM queue_job") == 0
     db.count(keys(60)).check()
+
+
+def test_a_process_that_has_grown_over_the_soft_limit_takes_no_more_jobs_and_is_replaced(db):
+    with Worker(db, f"--limit-memory-soft={500 * 2**20}") as worker:
+        big = db.enqueue_one("job_map", 600, 4)
+        wait_until(lambda: worker.logged("limit_memory_soft 500"), what="it finds that it has too much")
+        wait_until(lambda: worker.logged("worker process started") == 2, what="a successor beside it")
+        assert db.job(big)["state"] == "started"
+        job = db.enqueue_one("job_ledger", "next")
+        db.wait_for_state(job, "done")
+        db.wait_for_state(big, "done")
+        assert worker.stop() == 0
+
+
+def test_a_soft_limit_below_an_empty_worker_is_warned_of_and_replaces_nobody(db):
+    with Worker(db, "--limit-memory-soft=1048576", processes=2) as worker:
+        worker.wait_until_ready()
+        for key in keys(12):
+            db.wait_for_state(db.enqueue_one("job_ledger", key), "done")
+        for _tick in ticks(2, 0.5):
+            assert worker.logged("worker process started") == 2
+        assert worker.logged("limit_memory_soft is below what a worker needs") == 2
+        assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("option", ["--max-jobs=3", "--max-age=1", f"--limit-memory-soft={300 * 2**20}"])
+def test_processes_that_wait_for_slow_jobs_do_not_add_up(db, option):
+    """Whoever is to be replaced goes on working until there is room for a successor beside it."""
+    slow = ("job_map", 300, 15) if "memory" in option else ("job_ledger", "slow", 15)
+    first = db.enqueue_one(*slow)
+    with Worker(db, option, processes=1, concurrency=2) as worker:
+        db.wait_for_state(first, "started")
+        generations = most = 1
+        for number, _tick in enumerate(ticks(12, 0.2)):
+            if worker.logged("worker process started") > generations:
+                generations += 1
+                db.enqueue_one(*slow)
+            db.enqueue_one("job_ledger", f"quick {number}")
+            most = max(most, len(worker.children()))
+        assert most == 2
+        db.wait_until_drained(90)
+        assert worker.stop() == 0
+    assert db.value("SELECT count(*) FROM queue_job_attempt") == 0
+
+
+def test_a_process_with_nothing_to_do_is_replaced_while_another_still_finishes_its_jobs(db):
+    slow = db.enqueue_one("job_ledger", "slow", 12)
+    with Worker(db, "--max-jobs=1") as worker:
+        db.wait_for_state(slow, "started")
+        for number in range(1, 4):
+            db.wait_for_state(db.enqueue_one("job_ledger", f"quick {number}"), "done")
+            wait_until(lambda number=number: worker.logged("worker stopping") == number, what="it is to be replaced")
+            wait_until(lambda number=number: worker.logged("worker process started") == number + 1, what="a successor")
+            assert len(worker.children()) <= 2
+        assert db.job(slow)["state"] == "started"
+        assert worker.stop() == 0
+    assert db.states() == {"done": 4}
 
 
 def test_a_process_over_the_hard_limit_is_killed_and_its_job_says_so(db):
@@ -78,16 +128,12 @@ def test_a_new_program_that_is_stopped_before_it_has_loaded_waits_for_the_old_pr
 
 
 def test_a_pause_outlives_the_program_that_was_told(db):
-    slow = db.enqueue_one("job_ledger", "slow", 3)
     with Worker(db) as worker:
-        db.wait_for_state(slow, "started")
-        change_modules(db)
-        db.enqueue_one("job_ledger", "quick")
-        wait_until(lambda: worker.logged("recycles itself"), what="a process notices")
-        worker.signal(signal.SIGUSR1)
+        worker.wait_until_ready().signal(signal.SIGUSR1)
+        wait_until(lambda: worker.logged("claiming paused"), what="it pauses")
+        worker.signal(signal.SIGHUP)
         wait_until(lambda: worker.logged("starts anew"), what="a new program")
-        before = worker.logged("claiming paused")
-        wait_until(lambda: worker.logged("claiming paused") > before, what="its process pauses")
+        wait_until(lambda: worker.logged("claiming paused") == 2, what="its process pauses")
         job = db.enqueue_one("job_ledger", "paused")
         assert db.job(job)["state"] == "pending"
         worker.signal(signal.SIGUSR2)

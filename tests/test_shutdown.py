@@ -41,6 +41,29 @@ def test_a_second_sigterm_gives_running_jobs_back_uncounted(db, stuck):
     assert_given_back(db, running)
 
 
+def test_a_sigterm_to_every_process_at_once_counts_once(db):
+    """As a service manager sends it to a whole control group; the one of the supervisor comes on top."""
+    running = db.enqueue("job_ledger", [("one", 3), ("two", 3)])
+    with Worker(db, processes=2, concurrency=1) as worker:
+        for job in running:
+            db.wait_for_state(job, "started")
+        worker.signal_all(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert db.states() == {"done": 2}
+    assert outcomes(db, running[0]) == outcomes(db, running[1]) == []
+
+
+def test_a_second_sigterm_to_every_process_gives_running_jobs_back(db):
+    running = db.enqueue_one("job_ledger_then", "stuck", "job_spin")
+    with Worker(db) as worker:
+        db.wait_for_state(running, "started")
+        for told in (1, 2):
+            worker.signal_all(signal.SIGTERM)
+            wait_until(lambda told=told: worker.logged("worker stopping") or told == 2, what="it drains")
+        assert worker.wait(15) == 0
+    assert_given_back(db, running)
+
+
 def test_a_second_sigterm_ends_the_service_while_a_job_holds_the_interpreter(db):
     with Worker(db, processes=2, concurrency=1) as worker:
         worker.wait_until_ready()

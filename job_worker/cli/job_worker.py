@@ -10,6 +10,8 @@ signals:
   SIGTERM, SIGINT    finish the running jobs, then exit; a second one stops at once,
                      the jobs go back to pending and nothing is counted
   SIGUSR1, SIGUSR2   pause claiming, resume
+  SIGHUP             start the program anew, the old processes finish their jobs
+  SIGQUIT            log what every thread is doing
 
 examples:
   odoo-bin job_worker -c odoo.conf -d mydb

@@ -148,12 +148,24 @@ def process_started(pid, number):
     _logger.info("worker process started: pid=%s number=%s", pid, number)
 
 
+def process_not_started(error, again_in):
+    _logger.error("worker process can't be started: error=%s again_in=%.1fs", error_line(error), again_in)
+
+
 def process_ended(pid, how, restart_in):
     _logger.warning("worker process ended: pid=%s how=%s restart_in=%.1fs", pid, how, restart_in)
 
 
 def process_recycled(reason):
     _logger.info("worker process recycles itself: reason=%s", reason)
+
+
+def limit_too_low(memory, limit):
+    _logger.warning(
+        "limit_memory_soft is below what a worker needs without any job: limit=%s MiB memory=%s MiB",
+        limit // 2**20,
+        memory // 2**20,
+    )
 
 
 def process_killed(pid, reason):

@@ -42,6 +42,11 @@ def new_worker_name():
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
+def derived_name(name):
+    """A further name for a worker of the process whose workers are called ``name``: whoever knows that can tell."""
+    return f"{name}/{uuid.uuid4().hex[:4]}"
+
+
 class QueueWorker:
     """Runs jobs of one database in threads of this process.
 
@@ -57,7 +62,10 @@ class QueueWorker:
     :param float shutdown_timeout: seconds that running jobs have to finish, ``None`` for no limit
     :param str name: unique name of the worker, made up by default
     :param predecessors: workers whose process died, as ``(name, what is known of its end)``: their jobs are recovered
-        first of all
+        first of all, those of derived names too
+    :param bool pause_asked: begin as if it was asked to pause in the database
+    :param on_pause_asked: called with the database and whether it was asked to pause, when that changes
+    :param on_ready: called before it claims for the first time under a name
     :param on_registry_changed: called after modules were installed or upgraded, instead of reloading the registry here
     :param on_thread_abandoned: called after a thread was given up because its job can't be interrupted
     :raise ValueError: a number is out of range
@@ -77,6 +85,9 @@ class QueueWorker:
         shutdown_timeout=None,
         name=None,
         predecessors=(),
+        pause_asked=False,
+        on_pause_asked=None,
+        on_ready=None,
         on_registry_changed=None,
         on_thread_abandoned=None,
     ):
@@ -94,7 +105,7 @@ class QueueWorker:
         self.heartbeat_interval_seconds = heartbeat_interval_seconds
         self.max_backoff_seconds = max_backoff_seconds
         self.name = None
-        self._first_name = name
+        self._first_name = self._next_name = name or new_worker_name()
         self._listen = listen
         self._shutdown_timeout = shutdown_timeout
         self._predecessors = list(predecessors)
@@ -103,7 +114,9 @@ class QueueWorker:
         self._stop_event = stop_event or threading.Event()
         self._stop_now = threading.Event()
         self._paused = False
-        self._pause_asked = False
+        self._pause_asked = pause_asked
+        self._on_pause_asked = on_pause_asked or (lambda db_name, paused: None)
+        self._on_ready = on_ready or (lambda: None)
         self.obstacles = Obstacles()
         self._home = HomeCheck(db_name)
         self._superseded = False
@@ -217,20 +230,21 @@ class QueueWorker:
         with self.connection.transaction() as cr:
             if self.name and self._beat(cr) is None:
                 self.name = None
-            name = self.name or self._first_name or new_worker_name()
             if not self.name:
                 values = {
-                    "name": name,
+                    "name": self._next_name,
                     "hostname": socket.gethostname(),
                     "pid": os.getpid(),
                     "version": get_manifest("job_worker").get("version"),
                     "databases": self.db_name,
                     "slots": self.pool.slots,
+                    "pause_requested": self._pause_asked,
                 }
                 queries.register_worker(cr, values)
         if not self.name:
-            self.name, self._first_name = name, None
-            events.worker_started(name, self.db_name, self.pool.slots)
+            self.name, self._next_name = self._next_name, derived_name(self._first_name)
+            events.worker_started(self.name, self.db_name, self.pool.slots)
+            self._on_ready()
         self._buried = False
         while self._predecessors:
             died, how = self._predecessors[-1]
@@ -366,10 +380,14 @@ class QueueWorker:
         """Called by the monitor with the answer to a heartbeat of ``name``, ``None`` if it was taken for dead."""
         if name != self.name:
             return
-        buried, pause_asked = pause_requested is None, bool(pause_requested)
-        if buried or pause_asked != self._pause_asked:
-            self._buried, self._pause_asked = buried, pause_asked
-            self._wake()
+        if pause_requested is None:
+            self._buried = True
+        elif pause_requested != self._pause_asked:
+            self._pause_asked = pause_requested
+            self._on_pause_asked(self.db_name, pause_requested)
+        else:
+            return
+        self._wake()
 
     # --- obstacles ---------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, h
     What had begun counts as a failed attempt; what had only been claimed ahead does not.
 
     :param connection: :class:`~.connection.Connection`
-    :param str buried: name of a worker that is known to be dead
+    :param str buried: name of the first worker of a process that is known to be dead
     :param str how: what is known of its end
     :return: whether there may be more
     """
@@ -34,7 +34,7 @@ def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, h
                 attempts.stop(cr, job, duration)
                 failed.append(job.id)
             else:
-                known = how if job.worker_id == buried else "its heartbeat stopped"
+                known = how if (job.worker_id or "").partition("/")[0] == buried else "its heartbeat stopped"
                 error = WorkerDiedJobError(f"worker {job.worker_id} is gone: {known}")
                 text = "\n".join(filter(None, [exc_info, attempts.error_text(error)]))
                 following = attempts.fail(cr, job, text, outcome="died", duration=duration, max_backoff=max_backoff)

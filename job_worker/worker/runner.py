@@ -12,15 +12,22 @@ import psycopg2
 from odoo import http
 from odoo.service.db import list_dbs
 from odoo.tools import config
+from odoo.tools.misc import dumpstacks
 
 from .. import queries
 from ..lifecycle import MAX_BACKOFF_SECONDS
 from . import events
 from .connection import Connection
-from .queue_worker import QueueWorker
+from .queue_worker import QueueWorker, derived_name, new_worker_name
 
+STOP_NOW = signal.SIGURG
+"""From the supervisor to its processes. Nobody else sends it: it is for sockets that asked for it, and ignored else."""
 DISCOVER_SECONDS = 15.0
 TICK_SECONDS = 0.5
+# A process is not replaced for its memory if it has grown by less than this share of what it had without a job, and is
+# younger than this: its successor would soon be where it is.
+LEAST_GROWTH = 0.25
+LEAST_LIFE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -58,34 +65,34 @@ class QueueJobRunner:
     so that one in trouble does not hold up the others.
 
     :param Options options: see :class:`Options`
-    :param str name: of the worker of the first database, made up by default; the others get names of their own
+    :param str name: of the workers, made up by default; a second one in a database has one that begins with it
     :param predecessors: see :class:`QueueWorker`
-    :param on_recycle: called with a reason when the process should be replaced; by default it goes on
+    :param paused: databases in which the process's predecessor was asked to pause
+    :param report: called when the supervisor is to know something: ``"replace"`` if the process should be replaced,
+        ``"code changed"`` if the program should, ``"paused"`` and ``"resumed"`` with the database where somebody asked
+        for that; by default nobody replaces the process
     """
 
-    def __init__(self, options=None, *, name=None, predecessors=(), on_recycle=None):
+    def __init__(self, options=None, *, name=None, predecessors=(), paused=(), report=None):
         self._options = options or Options(concurrency=default_concurrency())
-        self._name = name
+        self._name = name or new_worker_name()
         self._predecessors = predecessors
-        self._on_recycle = on_recycle
+        self._paused_databases = set(paused)
+        self._report = report
+        self._served = set()
         self._serving = {}
         self._leaving = []
         self._signals = deque()
         self._paused = False
         self._stopping = False
-        self._stop_asked = 0
         self._recycling = False
-        self._code_changed = False
+        self._empty_memory = 0
+        self._warned = False
         self._began = time.monotonic()
         self._next_discovery = 0.0
         self._found = None
         self._process = psutil.Process()
         self._parent_pid = os.getppid()
-
-    @property
-    def code_changed(self):
-        """Whether modules were installed or upgraded, so that this process may run old code."""
-        return self._code_changed
 
     def run(self):
         """Serve until :meth:`stop`."""
@@ -94,28 +101,24 @@ class QueueJobRunner:
         while not self._stopping:
             if not self._options.databases:
                 self._discover()
-            if self._on_recycle:
+            if self._report:
                 self._check_health()
             self._tick(None)
-        for worker, _thread in self._all():
-            worker.stop()
         for _worker, thread in self._all():
             while thread.is_alive():
                 self._tick(thread)
 
     def stop(self):
-        """Claim no more; :meth:`run` returns when the running jobs have finished. A second call interrupts them."""
-        self._stop_asked += 1
+        """Claim no more; :meth:`run` returns when the running jobs have finished."""
         self._stopping = True
         for worker, _thread in self._all():
-            if self._stop_asked > 1:
-                worker.stop_now()
-            else:
-                worker.stop()
+            worker.stop()
 
-    def drain(self):
-        """Like :meth:`stop`, but a call of that does not count as the second one after this."""
+    def stop_now(self):
+        """Interrupt the running jobs and give them back uncounted; then :meth:`run` returns."""
         self._stopping = True
+        for worker, _thread in self._all():
+            worker.stop_now()
 
     def pause(self, paused=True):
         """Claim no more until ``pause(False)``; running jobs go on."""
@@ -124,7 +127,9 @@ class QueueJobRunner:
             worker.pause(paused)
 
     def handle_signals(self):
-        """SIGTERM and SIGINT stop, a second one at once; SIGUSR1 pauses, SIGUSR2 resumes; SIGHUP drains."""
+        """SIGTERM, SIGINT and SIGHUP stop, however many come; :data:`STOP_NOW` stops at once; SIGUSR1 pauses, SIGUSR2
+        resumes; SIGQUIT logs what each thread is doing.
+        """
         for number in self._signal_handlers():
             # Only noted here: what happens inside of a handler may wait for a lock that the interrupted code holds.
             signal.signal(number, lambda number, _frame: self._signals.append(number))
@@ -133,7 +138,9 @@ class QueueJobRunner:
         return {
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
-            signal.SIGHUP: self.drain,
+            signal.SIGHUP: self.stop,
+            STOP_NOW: self.stop_now,
+            signal.SIGQUIT: dumpstacks,
             signal.SIGUSR1: self.pause,
             signal.SIGUSR2: lambda: self.pause(False),
         }
@@ -180,13 +187,18 @@ class QueueJobRunner:
             self._leaving.append((worker, thread))
 
     def _serve(self, db_name):
-        name, self._name = self._name, None
+        # one that was left may still have jobs to finish under the name
+        name = derived_name(self._name) if db_name in self._served else self._name
+        self._served.add(db_name)
         worker = QueueWorker(
             db_name,
             **self._options.for_worker(),
             name=name,
             predecessors=self._predecessors,
-            on_registry_changed=self._registry_changed if self._on_recycle else None,
+            pause_asked=db_name in self._paused_databases,
+            on_pause_asked=self._pause_asked,
+            on_ready=self._ready,
+            on_registry_changed=self._registry_changed if self._report else None,
             on_thread_abandoned=lambda: self._recycle("a job's thread could not be interrupted"),
         )
         worker.pause(self._paused)
@@ -194,29 +206,65 @@ class QueueJobRunner:
         self._serving[db_name] = worker, thread
         thread.start()
 
+    def _pause_asked(self, db_name, paused):
+        """Somebody asked the process to pause in a database, or to go on: its successor is to know that."""
+        (self._paused_databases.add if paused else self._paused_databases.discard)(db_name)
+        if self._report:
+            self._report("paused" if paused else "resumed", db_name)
+
     def _registry_changed(self):
-        self._code_changed = True
-        self._recycle("modules were installed or upgraded")
+        if not self._stopping:
+            self._report("code changed")
 
     def _recycle(self, reason):
-        if self._on_recycle and not self._recycling:
+        """Ask for a successor, and go on until there is room for it or nothing is left to do."""
+        if self._report and not self._recycling and not self._stopping:
             self._recycling = True
             events.process_recycled(reason)
-            self._on_recycle(reason)
-            self.drain()
+            self._report("replace")
 
     def _check_health(self):
-        options = self._options
-        memory = self._process.memory_info().rss
+        options, age = self._options, time.monotonic() - self._began
         ended = sum(worker.pool.ended for worker, _thread in self._serving.values())
-        if 0 < config["limit_memory_soft"] < memory:
-            self._recycle(f"memory is {memory // 2**20} MiB, limit_memory_soft {config['limit_memory_soft'] // 2**20}")
+        if os.getppid() != self._parent_pid:
+            self._recycle("the supervisor is gone")
+            self.stop()
+        elif excess := self._excess_memory(ended, age):
+            self._recycle(excess)
+            self.stop()  # it must not take more
+        elif self._recycling:
+            if self._is_idle():
+                self.stop()  # which takes no time, so its successor need not wait for room beside it
         elif 0 < options.max_jobs <= ended:
             self._recycle(f"{ended} jobs run")
-        elif 0 < options.max_age <= time.monotonic() - self._began:
+        elif 0 < options.max_age <= age:
             self._recycle("age")
-        elif os.getppid() != self._parent_pid:
-            self._recycle("the supervisor is gone")
+
+    def _ready(self):
+        """A database is about to be served: what the process has by now it needs without any job."""
+        self._empty_memory = max(self._empty_memory, self._memory())
+
+    def _excess_memory(self, ended, age):
+        """Why the process has too much memory, if it has."""
+        memory, limit = self._memory(), config["limit_memory_soft"]
+        if age < LEAST_LIFE_SECONDS and not all(worker.name for worker, _thread in self._serving.values()):
+            return None  # registries are being loaded, which takes memory without any job
+        if self._is_idle():
+            self._empty_memory = min(self._empty_memory, memory)
+        if not 0 < limit < memory:
+            return None
+        if self._empty_memory > limit and not self._warned:
+            self._warned = True
+            events.limit_too_low(self._empty_memory, limit)
+        if memory > self._empty_memory * (1 + LEAST_GROWTH) or (age > LEAST_LIFE_SECONDS and ended):
+            return f"memory is {memory // 2**20} MiB, limit_memory_soft {limit // 2**20}"
+        return None
+
+    def _memory(self):
+        return self._process.memory_info().rss
+
+    def _is_idle(self):
+        return not any(worker.pool.claims() for worker, _thread in self._all())
 
 
 def default_concurrency():

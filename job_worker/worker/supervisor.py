@@ -2,10 +2,10 @@
 
 import contextlib
 import gc
+import json
 import logging
 import mmap
 import os
-import resource
 import signal
 import socket
 import sys
@@ -18,13 +18,16 @@ import psutil
 from odoo import sql_db
 from odoo.modules.registry import Registry
 from odoo.tools import config
+from odoo.tools.misc import dumpstacks
 
 from . import events
-from .runner import QueueJobRunner
+from .runner import STOP_NOW, QueueJobRunner
 
-CODE_CHANGED_EXIT = 3
+# What a new program is told of the old one's processes: "pid:name,…", whether the service is paused, and for each seat
+# the databases in which the process was asked to pause.
 DRAINING_VARIABLE = "JOB_WORKER_DRAINING"
 PAUSED_VARIABLE = "JOB_WORKER_PAUSED"
+PAUSED_DATABASES_VARIABLE = "JOB_WORKER_PAUSED_DATABASES"
 TICK_SECONDS = 0.25
 PULSE_SECONDS = 0.5
 SHORTEST_SILENCE_SECONDS = float(os.environ.get("JOB_WORKER_SHORTEST_SILENCE", "30"))
@@ -32,7 +35,22 @@ LAST_WAIT_SECONDS = 10.0
 QUICK_DEATH_SECONDS = 10.0
 FIRST_RESTART_WAIT_SECONDS = 0.25
 LONGEST_RESTART_WAIT_SECONDS = 30.0
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
+FAILED_TICK_WAIT_SECONDS = 5.0
+STOPS = {signal.SIGTERM, signal.SIGINT}
+SIGNALS = STOPS | {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+
+
+@dataclass
+class Death:
+    """The unexpected end of a process.
+
+    :param str name: of its workers
+    :param str how: what is known of it
+    """
+
+    name: str
+    how: str
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -40,14 +58,19 @@ class Child:
     """A worker process.
 
     :param int pid: its number
-    :param str name: of its worker; ``None`` if it was started by a program that ran in this process before
-    :param mmap.mmap pulse: memory shared with it, in which it counts for as long as its threads get to run; ``None`` as
-        for the name
+    :param str name: of its workers; ``None`` if nothing is known of it
+    :param mmap.mmap pulse: memory shared with it, in which it counts for as long as its threads get to run; ``None`` if
+        it was started by a program that ran in this process before
+    :param list predecessors: deaths it was told of
+    :param set paused: databases in which it was asked to pause
     """
 
     pid: int
     name: str | None = None
     pulse: mmap.mmap | None = None
+    predecessors: list = field(default_factory=list)
+    paused: set = field(default_factory=set)
+    wants_successor: bool = False
     heard: int = 0
     silent_ticks: int = 0
     killed_for: str | None = None
@@ -60,13 +83,32 @@ class Seat:
     child: Child | None = None
     began: float = 0.0
     predecessors: list = field(default_factory=list)
+    paused: set = field(default_factory=set)
     quick_deaths: int = 0
     not_before: float = 0.0
+
+    def leave(self):
+        """The process leaves the seat; what it was asked in the database is asked of its successor too."""
+        child, self.child, self.paused = self.child, None, self.child.paused
+        return child
+
+    def wait_longer(self):
+        """Put off the next start, each time for longer.
+
+        :return: seconds
+        """
+        self.quick_deaths += 1
+        wait = min(FIRST_RESTART_WAIT_SECONDS * 2 ** (self.quick_deaths - 1), LONGEST_RESTART_WAIT_SECONDS)
+        self.not_before = time.monotonic() + wait
+        return wait
 
 
 @dataclass
 class Supervisor:
     """Keeps worker processes alive.
+
+    Those that are to be replaced finish their jobs beside their successors, but there are never more than twice as many
+    processes as asked for: who wants a successor waits until there is room.
 
     :param Options options: how they are to run
     :param int processes: how many
@@ -79,42 +121,64 @@ class Supervisor:
     _stops: int = 0
     _ticks_in_a_hurry: int = 0
     _paused: bool = False
+    _outdated: bool = False
+    _unread: bytes = b""
 
     def run(self):
         """Run until SIGTERM or SIGINT; a second one stops at once.
 
         :return: exit status
         """
-        inherited = [int(pid) for pid in os.environ.pop(DRAINING_VARIABLE, "").split(",") if pid]
-        self._draining = {pid: Child(pid) for pid in inherited}
+        self._inherit()
+        self._receiver, self._sender = os.pipe()
+        os.set_blocking(self._receiver, False)
+        self._preload()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS | {STOP_NOW})
+        while not self._stops or self._children():
+            try:
+                self._tick()
+            except Exception as error:  # whatever it is, its processes are not left alone
+                events.unexpected("supervisor", error)
+                time.sleep(FAILED_TICK_WAIT_SECONDS)
+            time.sleep(TICK_SECONDS)
+        return 0
+
+    def _tick(self):
+        # Signals are blocked and asked for. Not with sigtimedwait(): in a process that was stopped and continued it
+        # may return one that never came.
+        while pending := signal.sigpending() & SIGNALS:
+            self._on_signal(signal.sigwait(pending))
+        ended = self._reap()
+        self._read_reports()  # the last words of those that ended, too
+        for child, code in ended:
+            self._vacate(child, code)
+        if self._outdated and not self._stops:
+            self._start_anew()
+        self._replace()
+        if not self._stops:
+            self._fill_seats()
+        self._enforce_memory()
+        self._enforce_pulse()
+        self._enforce_stop()
+
+    def _inherit(self):
+        """Take over from the program that ran in this process before, if there was one."""
+        for part in filter(None, os.environ.pop(DRAINING_VARIABLE, "").split(",")):
+            pid, _colon, name = part.partition(":")
+            self._draining[int(pid)] = Child(int(pid), name or None)
         self._paused = bool(os.environ.pop(PAUSED_VARIABLE, ""))
         self._seats = [Seat() for _seat in range(self.processes)]
-        self._recycle_receiver, self._recycle_sender = os.pipe()
-        os.set_blocking(self._recycle_receiver, False)
-        self._preload()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        while not self._stops or self._children():
-            if not self._stops:
-                self._fill_seats()
-            time.sleep(TICK_SECONDS)
-            # Signals are blocked and asked for. Not with sigtimedwait(): in a process that was stopped and continued it
-            # may return one that never came.
-            while pending := signal.sigpending() & SIGNALS:
-                self._on_signal(signal.sigwait(pending))
-            self._reap()
-            self._read_recycling()
-            self._enforce_memory()
-            self._enforce_pulse()
-            self._enforce_stop()
-        return 0
+        paused = json.loads(os.environ.pop(PAUSED_DATABASES_VARIABLE, "[]"))
+        for seat, databases in zip(self._seats, paused, strict=False):
+            seat.paused = set(databases)
 
     def _preload(self):
         """Load registries before forking, so that the processes share their memory. A signal to stop ends that too."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPS:
             signal.signal(number, self._stop_loading)
         with contextlib.suppress(SystemExit):
             # a signal that came while this program was imported comes here
-            signal.pthread_sigmask(signal.SIG_SETMASK, SIGNALS - {signal.SIGTERM, signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_SETMASK, SIGNALS - STOPS)
             preload(self.options.databases)
 
     def _stop_loading(self, number, _frame):
@@ -126,115 +190,145 @@ class Supervisor:
         return [seat.child for seat in self._seats if seat.child] + list(self._draining.values())
 
     def _on_signal(self, number):
-        if number in (signal.SIGTERM, signal.SIGINT):
+        if number in STOPS:
+            # A process may get a SIGTERM of its own, as a service manager sends one to all of them at once: to stop now
+            # is told in another way.
             self._stops += 1
+            self._tell(signal.SIGTERM if self._stops == 1 else STOP_NOW)
+        elif number == signal.SIGHUP:
+            self._outdated = True
+        elif number == signal.SIGQUIT:
+            dumpstacks()
+            self._tell(number)
         else:
             self._paused = number == signal.SIGUSR1
+            self._tell(number)
+
+    def _tell(self, number):
         for child in self._children():
-            os.kill(child.pid, signal.SIGTERM if number == signal.SIGINT else number)
+            os.kill(child.pid, number)
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
     def _fill_seats(self):
         for seat in self._seats:
-            if not seat.child and time.monotonic() >= seat.not_before:
+            if seat.child or time.monotonic() < seat.not_before:
+                continue
+            if len(self._children()) < 2 * self.processes:
                 self._start(seat)
 
     def _start(self, seat):
         sql_db.close_all()
         token = uuid.uuid4().hex[:8]
-        pulse = mmap.mmap(-1, 1)
         seat.began = time.monotonic()
-        pid = os.fork()
+        # what is older is seen by its heartbeat
+        known = [death for death in seat.predecessors if seat.began - death.at < self.options.stale_after_seconds]
+        try:
+            pulse = mmap.mmap(-1, 1)
+            pid = os.fork()
+        except OSError as error:
+            events.process_not_started(error, seat.wait_longer())
+            return
         if not pid:
-            self._be_worker(f"{socket.gethostname()}-{os.getpid()}-{token}", seat.predecessors, pulse)
-        seat.child = Child(pid, f"{socket.gethostname()}-{pid}-{token}", pulse)
+            self._be_worker(f"{socket.gethostname()}-{os.getpid()}-{token}", known, seat.paused, pulse)
+        seat.child = Child(pid, f"{socket.gethostname()}-{pid}-{token}", pulse, known, seat.paused)
         seat.predecessors = []
         events.process_started(pid, self._seats.index(seat) + 1)
 
-    def _be_worker(self, name, predecessors, pulse):
+    def _be_worker(self, name, predecessors, paused, pulse):
         """The life of a worker process; does not return."""
         status = 1
         try:
             os.setpgrp()  # Ctrl-C in a terminal reaches the supervisor alone
             threading.Thread(target=keep_counting, args=(pulse,), name="job_worker.pulse", daemon=True).start()
             runner = QueueJobRunner(
-                self.options, name=name, predecessors=predecessors, on_recycle=self._ask_to_be_replaced
+                self.options,
+                name=name,
+                predecessors=[(death.name, death.how) for death in predecessors],
+                paused=paused,
+                report=self._report,
             )
             runner.pause(self._paused)
             runner.handle_signals()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            if limit := config["limit_memory_hard"]:
-                # Not of the address space, as Odoo does: there every thread takes more than it will ever use.
-                resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS | {STOP_NOW})
             runner.run()
-            status = CODE_CHANGED_EXIT if runner.code_changed else 0
+            status = 0
         except BaseException as error:
             events.unexpected("worker process", error)
         finally:
             logging.shutdown()
             os._exit(status)  # threads that can't be interrupted would hold up an orderly exit
 
-    def _ask_to_be_replaced(self, _reason):
-        """In a worker process: have another one started while this one finishes its jobs."""
-        os.write(self._recycle_sender, f"{os.getpid()}\n".encode())
+    def _report(self, what, *about):
+        """In a worker process: tell the supervisor something, see :meth:`_read_reports`."""
+        with contextlib.suppress(OSError):  # it is gone, or another program runs in it
+            os.write(self._sender, json.dumps([os.getpid(), what, *about]).encode() + b"\n")
 
     # --- replacing ---------------------------------------------------------------------------------------------------
 
-    def _read_recycling(self):
-        try:
-            leaving = {int(pid) for pid in os.read(self._recycle_receiver, 4096).split()}
-        except BlockingIOError:
-            return
+    def _read_reports(self):
+        """Note what processes have told: each line was written in one piece, but may be read in two."""
+        with contextlib.suppress(BlockingIOError):
+            self._unread += os.read(self._receiver, 65536)
+        *lines, self._unread = self._unread.split(b"\n")
+        for pid, what, *about in map(json.loads, lines):
+            child = next((seat.child for seat in self._seats if seat.child and seat.child.pid == pid), None)
+            if child is None:
+                continue
+            if what == "paused":
+                child.paused.add(*about)
+            elif what == "resumed":
+                child.paused.discard(*about)
+            elif what == "replace":
+                child.wants_successor = True
+            else:
+                self._outdated = True
+
+    def _replace(self):
+        """Let processes go that want a successor, as far as there is room for both."""
         for seat in self._seats:
-            if seat.child and seat.child.pid in leaving:
-                self._draining[seat.child.pid] = seat.child
-                seat.child = None
+            if seat.child and seat.child.wants_successor and len(self._draining) < self.processes:
+                os.kill(seat.child.pid, signal.SIGHUP)
+                child = seat.leave()
+                self._draining[child.pid] = child
 
     def _reap(self):
-        code_changed = False
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if not pid:
-                break
-            # one that is not its own was left to it by a process that ended, if it is the first of a container
-            child = next((child for child in self._children() if child.pid == pid), Child(pid))
-            code = os.waitstatus_to_exitcode(status)
-            # one that was started before this program was: it was told to leave because of the same change
-            code_changed |= code == CODE_CHANGED_EXIT and child.name is not None
-            self._vacate(child, code)
-        if code_changed and not self._stops:
-            self._start_anew()
+        """The processes that have ended, with their exit codes."""
+        ended = []
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
+                # one that is not its own was left to it by a process that ended, if it is the first of a container
+                child = next((child for child in self._children() if child.pid == pid), Child(pid))
+                ended.append((child, os.waitstatus_to_exitcode(status)))
+        return ended
 
     def _vacate(self, child, code):
         """Make room for the successor of a process that ended."""
         self._draining.pop(child.pid, None)
         seat = next((seat for seat in self._seats if seat.child is child), None)
-        if seat is not None:
-            seat.child = None
-            quick = time.monotonic() - seat.began < QUICK_DEATH_SECONDS
-            seat.quick_deaths = seat.quick_deaths + 1 if quick and code else 0
-        if code in (0, CODE_CHANGED_EXIT) or child.name is None:
-            return
-        how = ": ".join(filter(None, [describe_exit(code), child.killed_for]))
-        heir = seat or self._seats[0]
-        heir.predecessors.append((child.name, how))
         wait = 0.0
-        if heir.quick_deaths:
-            wait = min(FIRST_RESTART_WAIT_SECONDS * 2 ** (heir.quick_deaths - 1), LONGEST_RESTART_WAIT_SECONDS)
-        heir.not_before = time.monotonic() + wait
-        events.process_ended(child.pid, how, wait)
+        if seat is not None:
+            seat.leave()
+            if code and time.monotonic() - seat.began < QUICK_DEATH_SECONDS:
+                wait = seat.wait_longer()
+            else:
+                seat.quick_deaths = 0
+        if code and child.name is not None:
+            how = ": ".join(filter(None, [describe_exit(code), child.killed_for]))
+            # with those whose jobs it may not have come to
+            (seat or self._seats[0]).predecessors += [*child.predecessors, Death(child.name, how)]
+            events.process_ended(child.pid, how, wait)
 
     def _start_anew(self):
-        """Load the code of upgraded modules: a new program in this process, while the old workers finish their jobs."""
+        """Load changed code: a new program in this process, while the old workers finish their jobs."""
+        self._outdated = False
         events.supervisor_reexecuted()
-        for child in self._children():
-            os.kill(child.pid, signal.SIGHUP)
-        os.environ[DRAINING_VARIABLE] = ",".join(str(child.pid) for child in self._children())
+        self._tell(signal.SIGHUP)
+        os.environ[DRAINING_VARIABLE] = ",".join(f"{child.pid}:{child.name or ''}" for child in self._children())
         os.environ[PAUSED_VARIABLE] = "1" if self._paused else ""
+        paused = [sorted(seat.child.paused if seat.child else seat.paused) for seat in self._seats]
+        os.environ[PAUSED_DATABASES_VARIABLE] = json.dumps(paused)
         logging.shutdown()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -250,7 +344,7 @@ class Supervisor:
         for child in self._children() if limit else ():
             try:
                 memory = psutil.Process(child.pid).memory_info().rss
-            except psutil.NoSuchProcess:
+            except (psutil.Error, OSError):  # it has just ended, or there are no more files to be opened
                 continue
             if memory > limit:
                 self._kill(child, f"memory {memory // 2**20} MiB over limit_memory_hard {limit // 2**20} MiB")
