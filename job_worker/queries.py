@@ -840,6 +840,59 @@ def progress_of(cr, ids):
 # --- display ---------------------------------------------------------------------------------------------------------
 
 
+def record_ids_of(cr, ids):
+    """What the payloads of jobs have as ids of records, without the rest of them; by key."""
+    cr.execute("SELECT id, payload->'ids' FROM queue_job WHERE id = ANY(%s)", (list(ids),))
+    return dict(cr.fetchall())
+
+
+def json_texts(cr, ids, column, characters):
+    """The beginning of the payloads or results of jobs, as text; by key.
+
+    :param str column: ``"payload"`` or ``"result"``
+    :return: ``{job id: (text, length of the whole)}`` of those that have one
+    """
+    cr.execute(
+        SQL(
+            "SELECT id, left(whole.text, %s), length(whole.text)"
+            " FROM queue_job CROSS JOIN LATERAL (SELECT %s::text AS text OFFSET 0) whole"
+            " WHERE id = ANY(%s) AND whole.text IS NOT NULL",
+            characters,
+            SQL.identifier(column),
+            list(ids),
+        )
+    )
+    return {job_id: texts for job_id, *texts in cr.fetchall()}
+
+
+def argument_texts(cr, ids, count, characters):
+    """The first arguments of jobs, and the beginning of each, as JSON; by key.
+
+    :return: ``(job id, name or None, text, length of the whole)`` of each
+    """
+    cr.execute(
+        """
+        SELECT job.id, argument.name, left(whole.text, %(characters)s), length(whole.text)
+          FROM queue_job job
+         CROSS JOIN LATERAL (
+               SELECT NULL AS name, value, place FROM jsonb_array_elements(
+                   CASE jsonb_typeof(payload->'args') WHEN 'array' THEN payload->'args' END
+               ) WITH ORDINALITY positional(value, place)
+               UNION ALL
+               SELECT key, value, place FROM jsonb_each(
+                   CASE jsonb_typeof(payload->'kwargs') WHEN 'object' THEN payload->'kwargs' END
+               ) WITH ORDINALITY named(key, value, place)
+               LIMIT %(count)s
+               ) argument
+         CROSS JOIN LATERAL (SELECT value::text AS text OFFSET 0) whole
+         WHERE job.id = ANY(%(ids)s)
+         ORDER BY argument.name IS NOT NULL, argument.place
+        """,
+        {"ids": list(ids), "count": count, "characters": characters},
+    )
+    return cr.fetchall()
+
+
 def jobs_with_children(cr, ids):
     """Of ``ids``, those that other jobs wait for; indexes: parent_id, the relation's (dependency_id)."""
     cr.execute(

@@ -23,6 +23,8 @@ DURATION_BUCKETS = [
     ("slow", "1 to 5 min", 60, 300),
     ("very_slow", "Over 5 min", 300, None),
 ]
+DISPLAY_CHARACTERS = 10_000
+FUNC_STRING_IDS = 100
 
 
 class BigInteger(fields.Integer):
@@ -61,10 +63,13 @@ class QueueJob(models.Model):
     uuid = fields.Char("UUID", readonly=True, required=True, copy=False)
     name = fields.Char("Description", readonly=True)
     state = fields.Selection(STATES, readonly=True, required=True, default="pending", group_expand=True)
+    # What may be big is read only where it is asked for, not along with any other field.
     payload = fields.Json(
-        readonly=True, help="The call: model, method, record ids, arguments and the caller's environment."
+        readonly=True,
+        prefetch=False,
+        help="The call: model, method, record ids, arguments and the caller's environment.",
     )
-    result = fields.Json("Stored Result", readonly=True, help="What the method returned.")
+    result = fields.Json("Stored Result", readonly=True, prefetch=False, help="What the method returned.")
     channel = fields.Char(required=True, default=DEFAULT_CHANNEL, help="Throttled by the channel's limits.")
     priority = fields.Integer(required=True, default=DEFAULT_PRIORITY, aggregator=None, help="Lower runs first.")
     identity_key = fields.Char(
@@ -96,7 +101,7 @@ class QueueJob(models.Model):
     timeout = fields.Integer(
         "Timeout (s)", readonly=True, default=0, aggregator=None, help="Per attempt; 0 means none."
     )
-    exc_info = fields.Text("Error", readonly=True)
+    exc_info = fields.Text("Error", readonly=True, prefetch=False)
     worker_id = fields.Char(readonly=True, help="Process that runs the job, or ran it last.")
     attempt_ids = fields.One2many("queue.job.attempt", "job_id", "Earlier Attempts", readonly=True)
 
@@ -190,23 +195,38 @@ class QueueJob(models.Model):
 
     @api.depends("payload")
     def _compute_from_payload(self):
+        self.check_access("read")  # what follows is read past it
+        known = queries.record_ids_of(self.env.cr, self._origin.ids)
         for job in self:
-            payload = job.payload if isinstance(job.payload, dict) else {}
-            ids = payload.get("ids")
+            ids = known.get(job._origin.id)
             # whatever a damaged payload holds, these are ids that can be looked up
             ids = [rid for rid in ids if type(rid) is int and 0 < rid < 2**31] if isinstance(ids, list) else []
             job.record_ids = ids
-            job.func_string = f"{job.model_name}.{job.method_name}({ids})"
+            more = f", … {len(ids):,} in all" if len(ids) > FUNC_STRING_IDS else ""
+            shown = ", ".join(map(str, ids[:FUNC_STRING_IDS]))
+            job.func_string = f"{job.model_name}.{job.method_name}([{shown}{more}])"
 
     @api.depends("payload")
     def _compute_payload_display(self):
-        for job in self:
-            job.payload_display = _pretty(job.payload)
+        self._compute_json_display("payload", "payload_display")
 
     @api.depends("result")
     def _compute_result_display(self):
+        self._compute_json_display("result", "result_display")
+
+    def _compute_json_display(self, name, display):
+        self.check_access("read")  # what follows is read past it
+        known = queries.json_texts(self.env.cr, self._origin.ids, name, DISPLAY_CHARACTERS)
         for job in self:
-            job.result_display = _pretty(job.result)
+            text, length = known.get(job._origin.id, ("", 0))
+            job[display] = self._shortened(text, length) if length > len(text) else text and _pretty(json.loads(text))
+
+    def _shortened(self, text, length):
+        """The beginning of a long text.
+
+        :param int length: of the whole, in characters
+        """
+        return self.env._("%(text)s… (%(size)s characters in all)", text=text, size=f"{length:,}")
 
     @api.depends("duration", "state")
     def _compute_duration_bucket(self):
@@ -241,6 +261,4 @@ class QueueJob(models.Model):
 
 
 def _pretty(value):
-    if value is None or value is False:  # the ORM reads NULL as either
-        return False
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)

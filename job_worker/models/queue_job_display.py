@@ -3,6 +3,7 @@
 # it does not see that _ is self.env._ here
 
 import json
+from collections import defaultdict
 from datetime import timedelta
 
 from odoo import api, fields, models
@@ -15,6 +16,8 @@ from .job_serialization import RECORDSET, TYPE_KEY
 
 NAMED_RECORDS = 3
 GRAPH_NODES = 2000
+ARGUMENTS_SHOWN = 50
+ARGUMENT_CHARACTERS = 1000
 ERROR_LINE_CHARACTERS = 500
 TIMELINE_ERROR_CHARACTERS = 2000
 
@@ -47,7 +50,7 @@ class QueueJob(models.Model):
 
     # --- sentences -------------------------------------------------------------------------------------------------
 
-    @api.depends("payload", "user_id")
+    @api.depends("record_ids", "user_id")
     @api.depends_context("uid", "lang")
     def _compute_summary(self):
         _ = self.env._
@@ -183,15 +186,20 @@ class QueueJob(models.Model):
             job.error_line = error_line(job.exc_info)
 
     @api.depends("payload")
+    @api.depends_context("lang")
     def _compute_arguments_display(self):
+        self.check_access("read")  # what follows is read past it
+        lines = defaultdict(list)
+        for job_id, name, text, length in queries.argument_texts(
+            self.env.cr, self._origin.ids, ARGUMENTS_SHOWN + 1, ARGUMENT_CHARACTERS
+        ):
+            value = self._shortened(text, length) if length > len(text) else _readable(json.loads(text))
+            lines[job_id].append(f"{name} = {value}" if name else value)
         for job in self:
-            payload = job.payload if isinstance(job.payload, dict) else {}
-            args, kwargs = payload.get("args"), payload.get("kwargs")
-            lines = [_readable(value) for value in (args if isinstance(args, list) else [])]
-            lines += [
-                f"{name} = {_readable(value)}" for name, value in (kwargs if isinstance(kwargs, dict) else {}).items()
-            ]
-            job.arguments_display = "\n".join(lines)
+            shown = lines[job._origin.id]
+            job.arguments_display = "\n".join(
+                [*shown[:ARGUMENTS_SHOWN], *(["…"] if len(shown) > ARGUMENTS_SHOWN else [])]
+            )
 
     @api.depends("attempt_ids", "state", "started_at", "completed_at", "worker_id")
     @api.depends_context("lang")

@@ -1,3 +1,5 @@
+import json
+import tracemalloc
 from datetime import datetime, timedelta
 from itertools import product
 from unittest.mock import patch
@@ -93,7 +95,50 @@ class TestJobModel(JobMixin, JobCase):
         job.run_now()
         self.assertIn('"method": "job_succeed"', job.payload_display)
         self.assertEqual(job.result_display, '{\n  "ü": [\n    1\n  ]\n}')
-        self.assertFalse(self.enqueue().result_display)
+        self.assertEqual(self.enqueue().result_display, "")
+        self.assertEqual(self.enqueue().arguments_display, "")
+        nothing = self.enqueue("job_succeed", False)
+        nothing.run_now()
+        self.assertEqual(nothing.result_display, "false")
+        self.set_column(nothing, "payload", None)
+        self.assertEqual((nothing.payload_display, nothing.arguments_display), ("", ""))
+
+    def test_what_is_long_is_cut_with_its_size_told(self):
+        job = self.target.with_delay().job_echo(b"x" * 2**20, "short", *range(60), key="k" * 100_000)
+        self.set_column(job, "result", json.dumps("r" * 60_000))
+        for name in ("payload_display", "arguments_display", "result_display"):
+            with self.subTest(name):
+                self.assertLess(len(job[name]), 100_000)
+                self.assertRegex(job[name], r"… \([\d,]{6,} characters in all\)|\n…$")
+        self.assertIn('\n"short"\n', job.arguments_display)
+        many = self.env["test.job.target"].browse(range(1, 5001)).with_delay().job_nothing()
+        self.assertEqual(len(many.record_ids), 5000)
+        self.assertLess(len(many.func_string), 1000)
+        self.assertIn("5,000 in all", many.func_string)
+
+    def test_arguments_and_results_are_read_only_where_they_are_asked_for(self):
+        jobs = self.env["queue.job"].union(*(self.enqueue("job_echo", "x" * 2**20) for _job in range(5)))
+        names = {
+            "func_string",
+            "record_ids",
+            "is_overdue",
+            "standing",
+            "summary",
+            "arguments_display",
+            "payload_display",
+        }
+        for kind in ("list", "kanban", "calendar", "form"):
+            names |= set(jobs.get_view(view_type=kind)["models"]["queue.job"])
+        for name in sorted(names):
+            self.env.flush_all()
+            self.env.invalidate_all()
+            tracemalloc.start()
+            try:
+                jobs.web_search_read([("id", "in", jobs.ids)], {name: {}}, limit=80)
+                _now, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            self.assertLess(peak, 2**20, name)
 
     def test_a_result_that_is_too_long_does_not_fail_the_job(self):
         job = self.enqueue("job_succeed", "x" * 100_000)

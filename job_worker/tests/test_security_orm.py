@@ -72,6 +72,15 @@ class TestSecurityOrm(JobCase):
         self.assertEqual((job.user_id, job.state), (self.nobody, "pending"))
         self.assertEqual(job.uuid, self.env["queue.job"].browse(job.id).uuid)
 
+    def test_what_is_read_past_the_orm_is_told_only_to_who_may_read_the_job(self):
+        job = self.job_of(self.user)
+        for name in ("func_string", "record_ids", "arguments_display", "payload_display", "result_display", "summary"):
+            with self.subTest(name):
+                self.env.invalidate_all()
+                job.with_user(self.user).mapped(name)
+                with self.assertRaises(AccessError):
+                    job.with_user(self.other).mapped(name)
+
     def test_who_sees_and_changes_what(self):
         job = self.job_of(self.user)
         for user, may in ((self.user, True), (self.manager, True), (self.other, False), (self.nobody, False)):

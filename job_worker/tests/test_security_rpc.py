@@ -535,6 +535,8 @@ class TestSecurityRpc(SecurityCase):
             ("export_data", {"fields_to_export": ["dependency_job_ids/result"]}),
             ("export_data", {"fields_to_export": ["parent_id/exc_info"]}),
             ("export_data", {"fields_to_export": ["parent_id/result_display"]}),
+            ("export_data", {"fields_to_export": ["parent_id/payload_display"]}),
+            ("export_data", {"fields_to_export": ["parent_id/arguments_display"]}),
             ("graph_data", {}),
         ):
             with self.subTest(method=method, **kwargs):
