@@ -775,6 +775,16 @@ def ids_used(cr):
     return dict(cr.fetchall())
 
 
+def latest_files(cr, count):
+    """Names of the files of the latest attachments, by key; in storages of other addons they are called otherwise."""
+    cr.execute(
+        "SELECT store_fname FROM ir_attachment WHERE id > (SELECT max(id) FROM ir_attachment) - 1000"
+        " AND store_fname ~ '^[0-9a-f]{2}/[0-9a-f]{40}$' ORDER BY id DESC LIMIT %s",
+        (count,),
+    )
+    return [row[0] for row in cr.fetchall()]
+
+
 def addon_is_installed(cr):
     """Whether the addon is installed in the cursor's database, which may not be one of Odoo's at all."""
     cr.execute("SELECT to_regclass('ir_module_module') IS NOT NULL AND to_regclass('queue_worker') IS NOT NULL")

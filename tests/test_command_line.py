@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from tests.harness import run_odoo  # first: it puts the addons on the path
+from tests.harness import Worker, run_odoo, wait_until  # first: it puts the addons on the path
 from tools.paths import ROOT
 
 from odoo.addons.job_worker.worker.queue_worker import GIVE_UP_AFTER_SECONDS  # isort: skip
@@ -44,6 +44,33 @@ def test_a_mistake_gets_a_clear_answer(arguments, message):
     assert status in (1, 2)
     assert message in output
     assert "Traceback" not in output
+
+
+def test_a_worker_that_looks_for_attachments_elsewhere_says_so(db, tmp_path):
+    with db.env() as env:
+        env["ir.attachment"].create({"name": "a file", "raw": b"its content"})
+    elsewhere = f"--data-dir={tmp_path}"
+    status, output = run_odoo(db, "job_worker", "--check", elsewhere)
+    assert status == 1
+    assert f"none of the latest attachments can be read in {tmp_path}/filestore/{db.name}" in output
+    with Worker(db, elsewhere) as worker:
+        wait_until(lambda: worker.logged(f"folder={tmp_path}/filestore/{db.name}"), what="it says so")
+    with Worker(db) as worker:
+        db.wait_for_state(db.enqueue_one("job_ledger", "done"), "done")
+        assert not worker.logged("attachments are not where")
+
+
+def test_a_database_that_was_copied_or_moved_is_no_database_to_serve(db):
+    db.enqueue_one("job_nothing")
+    home = db.value("SELECT value FROM ir_config_parameter WHERE key = 'job_worker.home'")
+    db.query("UPDATE ir_config_parameter SET value = '1 1 ' || %s WHERE key = 'job_worker.home'", home.split()[-1])
+    try:
+        status, output = run_odoo(db, "job_worker", "--check")
+        assert status == 1
+        assert f"{db.name}: it was copied or moved" in output
+        assert db.value("SELECT value FROM ir_config_parameter WHERE key = 'job_worker.home'").startswith("1 1 ")
+    finally:
+        db.query("UPDATE ir_config_parameter SET value = %s WHERE key = 'job_worker.home'", home)
 
 
 def test_a_bad_value_in_the_environment_gets_a_clear_answer():

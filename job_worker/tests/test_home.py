@@ -1,12 +1,15 @@
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 from odoo.exceptions import AccessError
 from odoo.tests import new_test_user, tagged
+from odoo.tools import config
 
 from .. import home, queries
 from ..home import Place, Verdict
 from ..lifecycle import NOT_OF_THIS_DATABASE, TRANSITIONS
+from ..worker import filestore
 from .case import JobCase
 from .common import external_env
 from .tour_case import TourCase
@@ -192,6 +195,21 @@ class TestNeutralizing(HomeCase):
     def test_a_home_has_three_parts(self):
         here, _home = home.find(self.cr)
         self.assertEqual(Place.parse(str(here)), here)
+
+
+class TestFilestore(JobCase):
+    def test_only_files_that_ought_to_be_there_are_missed(self):
+        attachment = self.env["ir.attachment"].create({"name": "a file", "raw": b"its content"})
+        self.env.flush_all()
+        self.assertIsNone(filestore.find_elsewhere(self.cr, self.cr.dbname))
+        with patch.dict(config.options, data_dir="/elsewhere"):
+            folder = filestore.find_elsewhere(self.cr, self.cr.dbname)
+            self.assertEqual(folder, f"/elsewhere/filestore/{self.cr.dbname}")
+            # no attachments at all, or in a storage of another addon's
+            for stored_in in (None, "s3://bucket/file"):
+                self.cr.execute("UPDATE ir_attachment SET store_fname = NULL")
+                self.cr.execute("UPDATE ir_attachment SET store_fname = %s WHERE id = %s", (stored_in, attachment.id))
+                self.assertIsNone(filestore.find_elsewhere(self.cr, self.cr.dbname))
 
 
 @tagged("post_install", "-at_install", "job_worker")

@@ -1,12 +1,17 @@
 """What ``odoo-bin job_worker`` does once its options are read."""
 
+import contextlib
 import sys
 
 import psycopg2
 from odoo import sql_db
 from odoo.tools import config
 
-from .. import queries
+from .. import home, queries
+from ..home import Verdict
+from . import filestore
+from .connection import Connection
+from .home_check import REASONS
 from .runner import Options, databases_with_addon, default_concurrency
 from .supervisor import Supervisor
 
@@ -31,15 +36,17 @@ def main(arguments):
             max_age=arguments.max_age,
         )
         problems = list(find_problems(options))
+        names = ()
+        if arguments.check and not problems:
+            names = options.databases or [name for name, has in (databases_with_addon() or {}).items() if has]
+            problems = [problem for name in names for problem in find_oddities(name)]
     except ValueError as error:
         problems = [str(error)]
     for problem in problems:
         sys.stderr.write(f"job_worker: {problem}\n")
     if problems or arguments.check:
         if not problems:
-            names = ", ".join(
-                options.databases or (name for name, has in (databases_with_addon() or {}).items() if has)
-            )
+            names = ", ".join(names)
             sys.stdout.write(f"job_worker: ready to serve {names or 'databases that will get the addon'}\n")
         return 1 if problems else 0
     return Supervisor(options, arguments.processes).run()
@@ -62,3 +69,16 @@ def find_problems(options):
                 yield f"can't open {db_name}: {str(error).strip()}"
         finally:
             sql_db.close_db(db_name)
+
+
+def find_oddities(db_name):
+    """What a worker would stumble over later in a database that it can serve, as sentences that say what to do."""
+    connection = Connection(db_name, session=False)
+    with contextlib.suppress(psycopg2.Error), contextlib.closing(connection), connection.transaction() as cr:
+        if home.judge(cr) is Verdict.UNCLEAR:
+            yield f"{db_name}: {REASONS[Verdict.UNCLEAR]}"
+        if folder := filestore.find_elsewhere(cr, db_name):
+            yield (
+                f"{db_name}: none of the latest attachments can be read in {folder}: start the worker with the"
+                " data_dir of the web server, and as its user"
+            )

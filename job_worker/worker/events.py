@@ -39,6 +39,13 @@ def database_held(database, reason):
     _logger.warning("database left alone: database=%s reason=%s", database, reason)
 
 
+def files_elsewhere(database, folder):
+    _logger.warning(
+        "attachments are not where this worker looks for them, and nobody will find those that its jobs write: give it"
+        " the data_dir of the web server: database=%s folder=%s", database, folder,
+    )  # fmt: skip
+
+
 def no_function(error):
     _logger.warning("claims are slower, because their function can't be created: error=%s", str(error).strip())
 

@@ -12,7 +12,7 @@ SETTLE_SECONDS = 5.0
 LOOK_SECONDS = 2.0
 # Nobody needs to be asked.
 _DECIDED = (Verdict.IDLE, Verdict.COPY)
-_REASONS = {
+REASONS = {
     Verdict.INCOMPLETE: "tables of job_worker are missing: the database is being created or restored, or the addon was"
     " removed",
     Verdict.IDLE: "it has just been copied or moved, and is still being worked on",
@@ -69,7 +69,7 @@ class HomeCheck:
                 self._look()
         finally:
             self._connection.close()
-        return _REASONS.get(self._verdict)
+        return REASONS.get(self._verdict)
 
     def _look(self):
         with self._connection.transaction() as cr:

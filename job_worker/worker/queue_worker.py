@@ -16,7 +16,7 @@ from odoo.tools import config
 
 from .. import attempts, queries
 from ..lifecycle import MAX_BACKOFF_SECONDS
-from . import events, recovery
+from . import events, filestore, recovery
 from .attempt import LOST, SHUTDOWN
 from .claiming import Claiming
 from .connection import TROUBLE, Backoff, Connection
@@ -244,6 +244,7 @@ class QueueWorker:
         if not self.name:
             self.name, self._next_name = self._next_name, derived_name(self._first_name)
             events.worker_started(self.name, self.db_name, self.pool.slots)
+            self._look_for_files()
             self._on_ready()
         self._buried = False
         while self._predecessors:
@@ -254,6 +255,12 @@ class QueueWorker:
                 pass
             self._predecessors.pop()
         self._take_stock()
+
+    def _look_for_files(self):
+        with self.connection.transaction() as cr:
+            folder = filestore.find_elsewhere(cr, self.db_name)
+        if folder:
+            events.files_elsewhere(self.db_name, folder)
 
     def _beat(self, cr):
         return queries.beat(cr, self.name, self.state, self.obstacles.reason, len(self.pool.running()), 0)
