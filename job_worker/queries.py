@@ -429,6 +429,19 @@ def attempt_states(cr, claims):
     return {job_id: cancel for job_id, owner, cancel in cr.fetchall() if claims[job_id] == owner}
 
 
+def is_as_claimed(cr, claim):
+    """Whether a job that was claimed a while ago is still to run for whom it was claimed; by key.
+
+    :param claim: a :class:`~.worker.attempt.Claim`
+    """
+    cr.execute(
+        f"SELECT FROM queue_job WHERE id = %s AND {_OWNER} = %s AND NOT cancel_requested"
+        " AND (user_id, company_id) IS NOT DISTINCT FROM (%s::int, %s::int)",
+        (claim.id, claim.claim_seq, claim.user_id, claim.company_id),
+    )
+    return bool(cr.rowcount)
+
+
 def request_cancel(cr, ids):
     """Ask the workers to stop running jobs; by key.
 

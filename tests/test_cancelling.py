@@ -1,6 +1,8 @@
 """A job that was cancelled while it ran does not run again, whatever else happens to its attempt."""
 
-from tests.harness import wait_until, worker_thread
+from tests.harness import wait_until, worker_thread  # first: it puts the addons on the path
+
+from odoo.addons.job_worker.worker import job_cursor, queue_worker  # isort: skip
 
 
 def cancel(db, *job_ids):
@@ -27,4 +29,23 @@ def test_jobs_cancelled_while_they_are_claimed_ahead_are_not_run(db):
         cancel(db, *ahead)
         db.wait_until_drained()
     assert set(db.ledger()) == {"long"}
+    assert db.states() == {"done": 301, "cancelled": 5}
+
+
+def test_jobs_cancelled_while_they_wait_for_a_thread_do_not_begin(db, monkeypatch):
+    monkeypatch.setattr(queue_worker, "GIVE_BACK_AFTER_SECONDS", 60)
+    monkeypatch.setattr(job_cursor, "SURE_SECONDS", 0)
+    db.enqueue("job_nothing", [()] * 300)
+    with worker_thread(db, concurrency=1) as worker:
+        db.wait_until_drained()
+        db.query("SELECT pg_advisory_lock(4711)")
+        with db.env() as env:  # in one transaction, so that they are claimed together
+            target = env["test.job.target"]
+            target.with_delay(priority=1).job_execute("SELECT pg_advisory_xact_lock(4711)")
+            ahead = [target.with_delay().job_witness(f"ahead:{number}").id for number in range(5)]
+        wait_until(lambda: len(worker.pool.claims()) == 6, what="jobs are claimed ahead")
+        cancel(db, *ahead)
+        db.query("SELECT pg_advisory_unlock(4711)")
+        db.wait_until_drained()
+    assert not db.ledger()
     assert db.states() == {"done": 301, "cancelled": 5}

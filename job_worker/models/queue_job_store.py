@@ -336,6 +336,6 @@ def _parents_first(nodes):
 _ENGINE_FIELDS = {
     "id", "uuid", "state", "payload", "model_name", "method_name", "result", "exc_info", "attempts", "parent_id",
     "graph_uuid", "run_on_failure", "started_at", "completed_at", "cancelled_at", "duration", "worker_id", "is_due",
-    "claim_seq", "cancel_requested", "ended_by_id", "database_failures", "create_uid", "create_date", "write_uid",
-    "write_date",
+    "claim_seq", "cancel_requested", "ended_by_id", "database_failures", "worker_died_at", "create_uid", "create_date",
+    "write_uid", "write_date",
 }  # fmt: skip

@@ -147,6 +147,13 @@ class TestJobTarget(models.Model):
         """Write to the ledger in which database this is."""
         self.job_ledger(f"{self.env.cr.dbname}:{key}", seconds)
 
+    def job_witness(self, key, seconds=0.0):
+        """Write to the ledger in a transaction of its own, whatever becomes of the job's."""
+        with self.env.registry.cursor() as cr:
+            cr.execute("INSERT INTO test_job_ledger (key) VALUES (%s)", (key,))
+        time.sleep(seconds)
+        self.counter = 1
+
     def job_ledger_then_fail(self, key, kind="value"):
         """Write to the ledger, then raise: nothing of it may stay."""
         self.job_ledger(key)
