@@ -9,7 +9,7 @@ from odoo.service.model import PG_CONCURRENCY_EXCEPTIONS_TO_RETRY
 
 from . import queries
 from .error_origin import class_name, error_origin, traceback_text
-from .exception import RetryableJobError
+from .exception import CallerGoneError, RetryableJobError
 from .lifecycle import MAX_BACKOFF_SECONDS, NextTry, after_failure, move
 
 _logger = logging.getLogger(__name__)
@@ -83,7 +83,9 @@ def _cancel(cr, owned, duration):
 
 
 def _wish(error):
-    """When the job asked to be tried again, and whether that counts."""
+    """When the job asked to be tried again, and whether that counts; or that another try makes no sense."""
+    if isinstance(error, CallerGoneError):
+        return {"final": True}
     try:
         if isinstance(error, RetryableJobError):
             return {"seconds": _as_delay(error.seconds), "ignore_retry": bool(error.ignore_retry)}

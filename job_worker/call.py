@@ -3,8 +3,14 @@
 from odoo import api
 from odoo.exceptions import MissingError
 
+from . import queries
 from .delay import check_method_name
+from .exception import CallerGoneError
 from .models.job_serialization import ModelNotFoundError, load_call
+
+# not translated: the words "not found" are what code out there looks for
+_USER_GONE = "The user of the job was not found: it was deleted."
+_COMPANY_GONE = "Company %s of the job was not found: it was deleted."
 
 
 def perform(cr, job_uuid, user_id, payload, more_context=None):
@@ -16,6 +22,7 @@ def perform(cr, job_uuid, user_id, payload, more_context=None):
     :param dict payload: the job's payload
     :param dict more_context: context keys of the run, beyond those of the caller
     :return: what the method returned
+    :raise CallerGoneError: the user was deleted
     :raise ModelNotFoundError: the registry has no such model, or not that of an argument
     :raise MissingError: a record is gone
     :raise ValueError: the payload is damaged
@@ -32,8 +39,7 @@ def perform(cr, job_uuid, user_id, payload, more_context=None):
         raise ValueError(f"damaged payload of a job: ids {ids!r:.100}, context {context!r:.100}")
     check_method_name(method_name)
     if not user_id:
-        # not translated: the words "not found" are what code out there looks for
-        raise MissingError("The user of the job was not found: it was deleted.")  # pylint: disable=translation-required
+        raise CallerGoneError(_USER_GONE)
     foreign_uid = None if user_id == enqueuer else enqueuer
     su = bool(su) and foreign_uid is None
     if any(type(value) is dict for value in context.values()):  # packed values, which may need an environment
@@ -51,3 +57,21 @@ def perform(cr, job_uuid, user_id, payload, more_context=None):
         raise MissingError(text)
     args, kwargs = load_call(args, kwargs, env, foreign_uid)
     return getattr(records, method_name)(*args, **kwargs)
+
+
+def find_caller_gone(cr, user_id, payload):
+    """Whether what the job runs for is gone, asked once it has failed: while it has not, nobody needs to know.
+
+    :param cr: cursor at READ COMMITTED
+    :param int user_id: user that it ran as
+    :param dict payload: the job's payload
+    :rtype: CallerGoneError or None
+    """
+    payload = payload if isinstance(payload, dict) else {}
+    context = payload.get("context")
+    allowed = context.get("allowed_company_ids") if isinstance(context, dict) else None
+    companies = [payload.get("company_id"), *(allowed if isinstance(allowed, list) else ())]
+    user_gone, companies_gone = queries.find_gone(cr, user_id, [rid for rid in companies if type(rid) is int])
+    if user_gone:
+        return CallerGoneError(_USER_GONE)
+    return CallerGoneError(_COMPANY_GONE % companies_gone[0]) if companies_gone else None

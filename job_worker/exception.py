@@ -1,5 +1,7 @@
 """What a job may raise, and what is raised about it."""
 
+from odoo.exceptions import MissingError
+
 
 class JobError(Exception):
     """Base of the errors of jobs."""
@@ -32,3 +34,7 @@ class TimeoutJobError(JobError):
 
 class WorkerDiedJobError(JobError):
     """The worker that ran the attempt is gone."""
+
+
+class CallerGoneError(JobError, MissingError):
+    """The user or the company that the job runs for was deleted; no other try follows."""

@@ -201,12 +201,20 @@ class NextTry:
 
 
 def after_failure(
-    attempts, max_retries, *, seconds=None, ignore_retry=False, uncounted=0, max_backoff=MAX_BACKOFF_SECONDS
+    attempts,
+    max_retries,
+    *,
+    final=False,
+    seconds=None,
+    ignore_retry=False,
+    uncounted=0,
+    max_backoff=MAX_BACKOFF_SECONDS,
 ):
     """Decide what follows a failed attempt; the only place that does.
 
     :param int attempts: failed attempts before this one
     :param int max_retries: retries after the first try, 0 for no end
+    :param bool final: another try makes no sense
     :param float seconds: delay asked for by :class:`~.exception.RetryableJobError`, instead of the back-off
     :param bool ignore_retry: don't count this attempt
     :param int uncounted: attempts right before this one that were not counted
@@ -215,7 +223,7 @@ def after_failure(
     """
     if not ignore_retry:
         attempts += 1
-        if max_retries and attempts > max_retries:
+        if final or (max_retries and attempts > max_retries):
             return NextTry("fail", attempts, 0)
     if seconds is None:
         # beyond 2**30 the cap holds anyway

@@ -442,6 +442,20 @@ def is_as_claimed(cr, claim):
     return bool(cr.rowcount)
 
 
+def find_gone(cr, user_id, company_ids):
+    """Whether a user, and which companies, do not exist; by key.
+
+    :return: ``(whether the user is gone, ids of the companies that are)``
+    """
+    cr.execute(
+        "SELECT NOT EXISTS (SELECT FROM res_users WHERE id = %s),"
+        " ARRAY(SELECT wanted FROM unnest(%s::int[]) wanted"
+        " WHERE NOT EXISTS (SELECT FROM res_company WHERE id = wanted))",
+        (user_id, list(company_ids)),
+    )
+    return cr.fetchone()
+
+
 def request_cancel(cr, ids):
     """Ask the workers to stop running jobs; by key.
 

@@ -16,7 +16,7 @@ from odoo.sql_db import ConnectionPool
 from psycopg2 import errors
 
 from .. import attempts, graph, queries
-from ..call import ModelNotFoundError, perform
+from ..call import ModelNotFoundError, find_caller_gone, perform
 from ..exception import TimeoutJobError
 from ..models.job_serialization import dump_result
 from . import events
@@ -168,6 +168,9 @@ class Executor:
         claim = attempt.claim
         with self._transaction() as cr:
             states = queries.attempt_states(cr, {claim.id: claim.claim_seq})
+            gone = find_caller_gone(cr, claim.user_id, claim.payload)  # deleting it changes the job's row
+        if gone:
+            return gone
         if not attempt.resume() or claim.id not in states:
             return AttemptLostError()
         if states[claim.id]:
@@ -237,6 +240,9 @@ def write_end(cr, attempt, error, max_backoff):
         outcome = "failed"
         if reason == TIMEOUT:
             error, outcome = _timeout_error(claim, duration, error), "timeout"
+        elif gone := find_caller_gone(cr, claim.user_id, claim.payload):
+            gone.__cause__ = error
+            error = gone
         owned = attempts.fail(cr, claim, error, outcome=outcome, duration=duration, max_backoff=max_backoff)
         if owned:
             events.job_failed(claim, owned, error)
