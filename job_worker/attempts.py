@@ -32,11 +32,12 @@ def error_text(error):
     return text if len(text) <= MAX_ERROR_CHARACTERS else "…" + text[-MAX_ERROR_CHARACTERS:]
 
 
-def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACKOFF_SECONDS):
+def fail(cr, job, error, *, before=None, outcome="failed", duration=0.0, max_backoff=MAX_BACKOFF_SECONDS):
     """End an attempt as failed: the job is tried again later, or has failed for good.
 
     :param job: has ``id``, ``claim_seq``, ``attempts`` and ``max_retries``
     :param error: an exception, or a text
+    :param str before: text that goes before that of the error in the job's ``exc_info``; the attempt has its own only
     :param str outcome: of the attempt, see ``queue.job.attempt``
     :param float duration: of the attempt, in seconds
     :return: what follows, also if the job was asked to stop meanwhile, or ``None`` if the attempt did not own the job
@@ -57,7 +58,7 @@ def fail(cr, job, error, *, outcome="failed", duration=0.0, max_backoff=MAX_BACK
         duration,
         attempts=following.attempts,
         delay=following.delay,
-        exc_info=text,
+        exc_info=error_text("\n".join(filter(None, [before, text]))),
         worker_died=outcome == "died",
         error_class=error_class,
         error_place=error_place,

@@ -8,19 +8,23 @@ from . import queries
 from .job import CANCELLED, DONE, FAILED, WAITING
 from .lifecycle import ENDED, move
 
+PARENTS_GONE = "The jobs that it waited for were deleted before they had decided it"
+
 
 def verdict(state, run_on_failure, parents):
     """Decide a job by its parents; the only place that does.
 
     :param str state: the job's own state
     :param bool run_on_failure: whether it follows a failure
-    :param dict parents: lowest parent id by state, for the states its parents are in
+    :param dict parents: lowest parent id by state, for the states its parents are in; empty if all were deleted, by SQL
     :return: ``(transition, parent id)``, or ``None`` while nothing follows
     """
     if CANCELLED in parents:
         return ("drop", parents[CANCELLED]) if state != CANCELLED else None
     if state != WAITING:
         return None
+    if not parents:  # how they ended, or would have, nobody knows
+        return ("drop" if run_on_failure else "block"), None
     if not run_on_failure and FAILED in parents:
         return "block", parents[FAILED]
     if any(parent_state not in ENDED for parent_state in parents):
@@ -45,7 +49,8 @@ def settle(cr, ids, wait=True):
             decisions = _decide(cr, queries.lock_jobs(cr, ids, wait))
         ended = []
         for (transition, parent_id), job_ids in decisions.items():
-            moved = move(cr, transition, job_ids, parent_id=parent_id, exc_info=f"Parent job {parent_id} failed")
+            text = f"Parent job {parent_id} failed" if parent_id else PARENTS_GONE
+            moved = move(cr, transition, job_ids, parent_id=parent_id, exc_info=text)
             if transition != "promote":
                 ended += moved
         ids = queries.children_of(cr, ended) if ended else []

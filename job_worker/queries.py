@@ -272,16 +272,17 @@ def undecided_with_parents(cr, ids):
     """
     cr.execute(
         """
-        SELECT child.id, child.state, child.run_on_failure, jsonb_object_agg(parent.state, parent.id)
+        SELECT child.id, child.state, child.run_on_failure,
+               COALESCE(jsonb_object_agg(parent.state, parent.id) FILTER (WHERE parent.id IS NOT NULL), '{}')
           FROM queue_job child
-         CROSS JOIN LATERAL (
+          LEFT JOIN LATERAL (
                SELECT job.state, min(job.id) AS id
                  FROM (SELECT child.parent_id AS id
                        UNION ALL
                        SELECT dependency_id FROM queue_job_dependency_rel WHERE job_id = child.id) edge
                  JOIN queue_job job ON job.id = edge.id
                 GROUP BY job.state
-               ) parent
+               ) parent ON true
          WHERE child.id = ANY(%s) AND (child.state IN ('waiting', 'pending') OR child.ended_by_id IS NOT NULL)
          GROUP BY child.id
         """,

@@ -46,6 +46,9 @@ def test_the_error_of_a_recovered_job_says_whose_it_was(db):
         error = db.wait_for_state(job, "failed", timeout=20)["exc_info"]
     assert error.startswith("an earlier error"), error
     assert "WorkerDiedJobError: worker ghost is gone" in error
+    ((own_error,),) = db.query("SELECT error FROM queue_job_attempt WHERE job_id = %s", job)
+    assert "an earlier error" not in own_error
+    assert "WorkerDiedJobError: worker ghost is gone" in own_error
 
 
 def test_a_job_that_fails_with_its_worker_is_an_error_in_the_log(db, caplog):

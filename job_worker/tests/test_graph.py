@@ -440,3 +440,21 @@ class TestSweep(GraphCase):
         self.assertEqual(self.state(jobs["b"]), "waiting")
         settle(self.cr, queries.waiting_jobs(self.cr, 0, 1000))
         self.assertEqual([self.state(jobs[name]) for name in "bcd"], ["pending", "pending", "waiting"])
+
+    def test_a_job_whose_parents_were_deleted_by_sql_fails_and_can_be_requeued(self):
+        a, b, c, error = self.calls("abce")
+        jobs = self.delay(a.on_done(chain(b, c)).on_error(error))
+        self.cr.execute("DELETE FROM queue_job WHERE id = %s", jobs["a"].ids)
+        settle(self.cr, queries.waiting_jobs(self.cr, 0, 1000))
+        self.assertEqual([self.state(jobs[name]) for name in "bce"], ["failed", "failed", "cancelled"])
+        self.assertIn("deleted", jobs["b"].exc_info)
+        self.assertEqual(jobs["c"].exc_info, f"Parent job {jobs['b'].id} failed")
+        jobs["b"].button_requeue()
+        self.assertEqual([self.state(jobs[name]) for name in "bc"], ["pending", "waiting"])
+
+    def test_a_job_that_lost_some_of_its_parents_is_decided_by_the_others(self):
+        a, b, c = self.calls("abc")
+        jobs = self.delay(chain(group(a, b), c))
+        self.cr.execute("DELETE FROM queue_job WHERE id = %s", jobs["a"].ids)
+        settle(self.cr, jobs["c"].ids)
+        self.assertEqual(self.state(jobs["c"]), "waiting")

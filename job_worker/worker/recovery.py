@@ -36,8 +36,9 @@ def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, h
             else:
                 known = how if (job.worker_id or "").partition("/")[0] == buried else "its heartbeat stopped"
                 error = WorkerDiedJobError(f"worker {job.worker_id} is gone: {known}")
-                text = "\n".join(filter(None, [exc_info, attempts.error_text(error)]))
-                following = attempts.fail(cr, job, text, outcome="died", duration=duration, max_backoff=max_backoff)
+                following = attempts.fail(
+                    cr, job, error, before=exc_info, outcome="died", duration=duration, max_backoff=max_backoff
+                )
                 if following and following.transition != "retry":
                     failed.append(job.id)
                 if following and following.transition == "fail":
