@@ -384,8 +384,16 @@ _OWNER = "CASE state WHEN 'started' THEN claim_seq END"
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ"
 BEGIN_BOOKKEEPING = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# What a job may have set, whether for its session or its transaction.
+FORGET_SETTINGS = "RESET ALL; SET SESSION AUTHORIZATION DEFAULT"
 # What a job that failed may leave in its session: settings, and locks that it had no chance to release.
-FORGET_SESSION = "RESET ALL; SELECT pg_advisory_unlock_all()"
+FORGET_SESSION = f"{FORGET_SETTINGS}; SELECT pg_advisory_unlock_all()"
+# For the rest of a transaction, whatever the job has set: the worker's rights, and our tables instead of temporary ones
+# of the same name.
+OWN_TABLES = (
+    "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; SELECT set_config('search_path', reset_val ||"
+    " ', pg_temp', true) FROM pg_settings WHERE name = 'search_path'"
+)
 
 # The end of a successful attempt, by key. If the attempt does not own the job any more there is no row, and the
 # division by their number fails: what follows in the same string, the COMMIT, is not reached then.
@@ -409,6 +417,15 @@ def finish(cr, claim_seq, job_id, result, duration):
     :raise psycopg2.errors.DivisionByZero: the attempt does not own the job any more
     """
     cr.execute(FINISH, {"id": job_id, "claim_seq": claim_seq, "result": result, "duration": duration})
+
+
+def is_read_only(cr):
+    """Whether a transaction may not write, and whether it has written before.
+
+    :return: ``(read only, has written)``
+    """
+    cr.execute("SELECT current_setting('transaction_read_only')::boolean, pg_current_xact_id_if_assigned() IS NOT NULL")
+    return cr.fetchone()
 
 
 def lock_attempt(cr, claim_seq, job_id):

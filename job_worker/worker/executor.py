@@ -91,7 +91,9 @@ class Executor:
 
     def _renew_cursor(self, cr):
         """Close the cursor of a job that ended to whoever still holds it."""
-        if not cr.closed:
+        if cr.used_up:
+            _discard(cr)
+        elif not cr.closed:
             self._slot.cr = cr.successor()
 
     def _try(self, attempt):
@@ -112,8 +114,8 @@ class Executor:
             cr.finish(result, attempt.duration, begin_next=self._has_next() and not claim.has_children)
             attempt.committed()
         except BaseException as error:
-            lost = cr is None or cr.broken or (is_trouble(error) and not _is_anothers(error, cr))
-            if lost or attempt.reason or isinstance(error, errors.InvalidSqlStatementName):
+            lost = cr is None or cr.broken or (is_trouble(error) and not _is_the_jobs(error, cr))
+            if lost or attempt.reason or cr.used_up or isinstance(error, errors.InvalidSqlStatementName):
                 _discard(cr)  # of an interrupt, a cancel may still be on its way to the connection
             else:
                 _roll_back(cr)
@@ -276,8 +278,12 @@ def _await_start(attempt):
         time.sleep(max(attempt.claim.claimed_at + START_AFTER_CLAIM_SECONDS - time.monotonic(), 0))
 
 
-def _is_anothers(error, cr):
-    """Whether it is another database that is in trouble, which the job turned to: ours still answers."""
+def _is_the_jobs(error, cr):
+    """Whether it is not our database that is in trouble: the job made its session read-only, or it turned to another
+    database, while ours still answers.
+    """
+    if isinstance(error, errors.ReadOnlySqlTransaction) and cr.used_up:
+        return True
     if error.cursor is not None and error.cursor.connection is cr._cnx:
         return False
     try:

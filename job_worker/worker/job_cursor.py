@@ -17,6 +17,12 @@ SURE_SECONDS = 0.05
 
 # Statements that would commit past the fence.
 _COMMIT = re.compile(r"\s*(?:COMMIT|END)\b", re.IGNORECASE)
+# Statements that leave nothing in their session, as all do that the ORM sends; and functions that do.
+_LEAVING_NOTHING = re.compile(
+    r"[\s(]*(?:SELECT|INSERT|UPDATE|DELETE|WITH|SAVEPOINT|RELEASE|ROLLBACK\s+TO|VALUES|MERGE|LOCK|COPY|NOTIFY|EXPLAIN)\b",
+    re.IGNORECASE,
+)
+_LEAVING_FUNCTIONS = ("advisory_lock", "set_config")
 
 
 class AttemptLostError(Exception):
@@ -31,7 +37,9 @@ class JobCursor(Cursor):
     job and the beginning of the next are a single round trip. A transaction is open whenever job code runs, whichever
     way that code gets to the connection. Settings that a job made with ``SET`` end with it. So does its cursor: what a
     job leaves behind, a thread or a generator, finds it closed and gets at nothing of the next job (:meth:`successor`).
+    A session in which more than settings may be left is not used again.
 
+    :ivar used_up: the job sent something else than what the ORM sends, and may have changed the session with it
     :param pool: pool of connections, see :class:`odoo.sql_db.ConnectionPool`
     :param str db_name: database
     :param bool prepare: keep the hot statement prepared in the session, which some poolers can't
@@ -43,6 +51,7 @@ class JobCursor(Cursor):
         self._cnx.autocommit = True
         self.line = Line(self._cnx)
         self._claim = None
+        self.used_up = False
         self._finish = queries.FINISH
         if prepare:
             # each time: a connection that comes from the pool has been reset, which forgets what was prepared
@@ -100,9 +109,14 @@ class JobCursor(Cursor):
         self.flush()
         claim = self._claim
         parameters = {"id": claim.id, "claim_seq": claim.claim_seq, "result": result, "duration": duration}
+        before, finish, after = queries.FORGET_SETTINGS, self._finish, f"; {queries.BEGIN}" if begin_next else ""
+        if self.used_up:
+            # Nothing that needs the fence can have been written by a transaction that only read, so its end may follow.
+            begin_to_write = f"; COMMIT; {queries.BEGIN}" if self._only_read() else ""
+            self._send(queries.FORGET_SETTINGS + begin_to_write)
+            before, finish, after = queries.OWN_TABLES, queries.FINISH, f"; {queries.FORGET_SESSION}"
         try:
-            begin = f"; {queries.BEGIN}" if begin_next else ""
-            self._send(f"{queries.PLAN_BY_INDEX}; {self._finish}; RESET ALL; COMMIT{begin}", parameters)
+            self._send(f"{before}; {queries.PLAN_BY_INDEX}; {finish}; COMMIT{after}", parameters)
         except errors.DivisionByZero as error:
             raise AttemptLostError from error
         self._forget_transaction()
@@ -135,8 +149,11 @@ class JobCursor(Cursor):
         :raise RuntimeError: the statement is a ``COMMIT`` and was not sent; or it ended the transaction in another way,
             and what follows is in a new one
         """
-        if _COMMIT.match(query if isinstance(query, str) else getattr(query, "code", "")):
-            raise RuntimeError("a job can't commit in SQL: use env.cr.commit()")
+        sql = query if isinstance(query, str) else getattr(query, "code", None) or self.mogrify(query).decode()
+        if not _leaves_nothing(sql):
+            if _COMMIT.match(sql):
+                raise RuntimeError("a job can't commit in SQL: use env.cr.commit()")
+            self.used_up = True
         try:
             return super().execute(query, params, log_exceptions)
         finally:
@@ -150,8 +167,11 @@ class JobCursor(Cursor):
         :raise AttemptLostError: it does not
         """
         self.flush()
-        if not queries.lock_attempt(self, self._claim.claim_seq, self._claim.id):
-            raise AttemptLostError
+        if not (self.used_up and self._only_read()):
+            if self.used_up:
+                self._send(queries.OWN_TABLES)
+            if not queries.lock_attempt(self, self._claim.claim_seq, self._claim.id):
+                raise AttemptLostError
         self._send(f"COMMIT; {queries.BEGIN}")
         self._forget_transaction()
         self.postcommit.run()
@@ -165,6 +185,16 @@ class JobCursor(Cursor):
             self._send("ROLLBACK" if "_obj" not in vars(self) else f"ROLLBACK; {queries.BEGIN}")
         self._now = None
         self.postrollback.run()
+
+    def _only_read(self):
+        """Whether the job made its transaction a read-only one, so that it has written nothing that needs a fence.
+
+        :raise RuntimeError: it had written before
+        """
+        read_only, has_written = queries.is_read_only(self)
+        if read_only and has_written:
+            raise RuntimeError("a job can't SET TRANSACTION READ ONLY after it has written, or locked")
+        return read_only
 
     def _forget_transaction(self):
         self.clear()
@@ -180,3 +210,12 @@ class JobCursor(Cursor):
             raise psycopg2.InterfaceError("Cursor already closed")
         with self._cnx.cursor() as raw:
             raw.execute(sql, parameters)
+
+
+def _leaves_nothing(sql):
+    """Whether a session is the same after a statement, for what can be told from its text."""
+    return (
+        _LEAVING_NOTHING.match(sql) is not None
+        and not sql.partition(";")[2].strip()
+        and not any(function in sql for function in _LEAVING_FUNCTIONS)
+    )

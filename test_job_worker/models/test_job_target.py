@@ -252,9 +252,34 @@ class TestJobTarget(models.Model):
         self.job_ledger(f"{key}:second")
         self.job_fail()
 
-    def job_execute(self, sql):
-        """Run a statement."""
+    def job_execute(self, sql, error=None):
+        """Run a statement; what it returned.
+
+        :param error: raise this, a key of :data:`ERRORS`
+        """
+        cr = self.env.cr
+        cr.execute(sql)
+        rows = cr.fetchall() if cr.description else None
+        if error:
+            self.job_fail(error)
+        return rows
+
+    def job_ledger_around(self, key, sql, commit=False):
+        """Write to the ledger, then run a statement; maybe commit after that, and write once more."""
+        self.job_ledger(f"{key}:first")
+        self.env.flush_all()
         self.env.cr.execute(sql)
+        if commit:
+            self.env.cr.commit()  # pylint: disable=invalid-commit
+            self.env.cr.execute("RESET ALL; RESET ROLE")
+            self.job_ledger(f"{key}:second")
+
+    def job_read_only_then_write(self, key):
+        """Read in one transaction, write in the next."""
+        self.env.cr.execute("SET TRANSACTION READ ONLY")
+        self.env.cr.execute("SELECT 1")
+        self.env.cr.commit()  # pylint: disable=invalid-commit
+        self.job_ledger(key)
 
     def job_leave_behind(self, key, fail):
         """Leave something behind that writes to the ledger with this job's environment."""
