@@ -5,6 +5,8 @@ Buttons, workers, recovery and ``run_now()`` all change states through :func:`mo
 
 from dataclasses import dataclass
 
+from odoo.tools import split_every
+
 from .job import CANCELLED, DONE, FAILED, PENDING, STARTED, WAITING
 
 NOW = "(clock_timestamp() AT TIME ZONE 'UTC')"
@@ -19,6 +21,10 @@ NOT_OF_THIS_DATABASE = (
 WAKE_UP = "queue_job_wake_up"
 """Channel on which idle workers are woken."""
 MAX_NOTIFICATION_BYTES = 7000
+
+SETTLE = "queue_job_settle"
+"""Channel on which workers are told of jobs to settle, with those after them: ids with commas between."""
+_IDS_PER_NOTIFICATION = MAX_NOTIFICATION_BYTES // 20  # of up to 19 digits
 
 FIRST_BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = 3600
@@ -184,6 +190,15 @@ def wake_workers(cr, claimable=()):
     if len(lines.encode()) > MAX_NOTIFICATION_BYTES or any(set("\t\n\r") & set(channel) for channel in best):
         lines = ""
     cr.execute("SELECT pg_notify(%s, %s)", (WAKE_UP, lines))
+
+
+def have_settled(cr, ids):
+    """Have workers settle jobs, and those after them, once this transaction is committed.
+
+    For what its snapshot does not show: parents that others ended meanwhile, children that others stored.
+    """
+    texts = [",".join(map(str, chunk)) for chunk in split_every(_IDS_PER_NOTIFICATION, sorted(ids))]
+    cr.execute("SELECT pg_notify(%s, ids) FROM unnest(%s) ids", (SETTLE, texts))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from io import StringIO
 from odoo.tools import SQL
 
 from .job import PENDING, STARTED, STATES, WAITING
-from .lifecycle import ACTIVE, ENDED, NOW, TRANSITIONS, WAKE_UP, wake_workers
+from .lifecycle import ACTIVE, NOW, SETTLE, TRANSITIONS, WAKE_UP, wake_workers
 
 
 def prepared_statement(name, sql, types):
@@ -35,8 +35,8 @@ def prepared_statement(name, sql, types):
 
 
 def listen(cr):
-    """Receive :func:`wake_workers` on this connection."""
-    cr.execute(f"LISTEN {WAKE_UP}")
+    """Receive :func:`wake_workers` and :func:`~.lifecycle.have_settled` on this connection."""
+    cr.execute(f"LISTEN {WAKE_UP}; LISTEN {SETTLE}")
 
 
 def ping(cr):
@@ -234,6 +234,40 @@ def active_jobs_by_identity(cr, keys):
         (list(keys),),
     )
     return dict(cr.fetchall())
+
+
+def hold_active_jobs(cr, keys):
+    """The active jobs that have these identity keys, as they are now; index: queue_job_identity_idx.
+
+    Those that have not begun neither begin nor end, nor change otherwise, before this transaction has ended. Those that
+    are running are not held up. In a transaction at REPEATABLE READ this fails to serialise where one was changed since
+    it began.
+
+    :return: ``(identity_key, id, state, is_due, channel, priority)`` of each
+    """
+    cr.execute(
+        """
+        WITH held AS MATERIALIZED (
+            SELECT identity_key, id, state, is_due, channel, priority FROM queue_job
+             WHERE identity_key = ANY(%(keys)s) AND identity_key IS NOT NULL AND state IN ('waiting', 'pending')
+               FOR SHARE
+        )
+        SELECT * FROM held
+        UNION ALL
+        SELECT identity_key, id, state, is_due, channel, priority FROM queue_job
+         WHERE identity_key = ANY(%(keys)s) AND identity_key IS NOT NULL AND state = 'started'
+        """,
+        {"keys": list(keys)},
+    )
+    jobs = cr.fetchall()
+    if running := [job_id for _key, job_id, state, *_rest in jobs if state == STARTED]:
+        # The lock tells whether it is still as this transaction sees it. Kept, it would keep the job from finishing.
+        cr.execute(
+            "SAVEPOINT job_worker_look; SELECT FROM queue_job WHERE id = ANY(%s) FOR SHARE;"
+            " ROLLBACK TO SAVEPOINT job_worker_look; RELEASE SAVEPOINT job_worker_look",
+            (running,),
+        )
+    return jobs
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
@@ -774,29 +808,52 @@ def forget_workers(cr):
 # --- housekeeping ----------------------------------------------------------------------------------------------------
 
 
-def delete_ended_jobs(cr, days, count):
-    """Delete up to ``count`` jobs that ended more than ``days`` ago and that no unfinished job needs.
+def expired_jobs(cr, retention_days, after, count):
+    """The next jobs, from the oldest on, that ended longer ago than they are kept.
 
-    Index: queue_job_ended_idx; the unfinished graphs come from the partial indexes of the active states.
+    Indexes: queue_job_ended_idx, then by key, graph_uuid, parent_id and the relation's (dependency_id). Each graph is
+    looked at once, whatever the statistics say.
 
-    :return: how many were deleted
+    :param dict retention_days: by state; jobs of other states are kept for ever
+    :param after: ``(ended, id)`` of the last one that was looked at, or ``None``
+    :return: ``(id, ended, whether an unfinished job still needs it)`` of each
     """
+    ended = "COALESCE(completed_at, cancelled_at)"
+    by_state = " UNION ALL ".join(
+        f"""(SELECT id, graph_uuid, {ended} AS ended FROM queue_job
+              WHERE state = '{state}' AND ({ended}, id) > (%(ended)s, %(id)s)
+                AND {ended} < (now() AT TIME ZONE 'UTC') - make_interval(days => {int(days)})
+              ORDER BY {ended}, id LIMIT %(count)s)"""
+        for state, days in retention_days.items()
+    )
+    last_ended, last_id = after or ("-infinity", 0)
+    cr.execute(set_local({"enable_seqscan": "off", "enable_bitmapscan": "off"}))
     cr.execute(
         f"""
-        DELETE FROM queue_job WHERE id IN (
-            SELECT job.id FROM queue_job job
-             WHERE job.state IN {ENDED}
-               AND COALESCE(job.completed_at, job.cancelled_at) < {NOW} - make_interval(days => %(days)s)
-               AND (job.graph_uuid IS NULL OR job.graph_uuid NOT IN (
-                    SELECT graph_uuid FROM queue_job WHERE state IN {ACTIVE} AND graph_uuid IS NOT NULL))
-               AND NOT EXISTS (SELECT FROM queue_job child WHERE child.parent_id = job.id AND child.state IN {ACTIVE})
-               AND NOT EXISTS (SELECT FROM queue_job_dependency_rel JOIN queue_job child ON child.id = job_id
-                                WHERE dependency_id = job.id AND child.state IN {ACTIVE})
-             LIMIT %(count)s)
+        WITH old AS MATERIALIZED (SELECT * FROM ({by_state}) ended ORDER BY ended, id LIMIT %(count)s
+        ), live AS MATERIALIZED (
+            SELECT graph_uuid FROM (SELECT DISTINCT graph_uuid FROM old WHERE graph_uuid IS NOT NULL) graph
+             WHERE EXISTS (SELECT FROM queue_job WHERE queue_job.graph_uuid = graph.graph_uuid AND state IN {ACTIVE}
+                           OFFSET 0)
+        )
+        SELECT id, ended,
+               graph_uuid IS NOT NULL AND graph_uuid IN (SELECT graph_uuid FROM live)
+               OR EXISTS (SELECT FROM queue_job child WHERE parent_id = old.id AND state IN {ACTIVE} OFFSET 0)
+               OR EXISTS (SELECT FROM queue_job_dependency_rel JOIN queue_job child ON child.id = job_id
+                           WHERE dependency_id = old.id AND state IN {ACTIVE} OFFSET 0)
+          FROM old ORDER BY ended, id
         """,
-        {"days": days, "count": count},
+        {"ended": last_ended, "id": last_id, "count": count},
     )
-    return cr.rowcount
+    return cr.fetchall()
+
+
+def delete_jobs(cr, ids):
+    """Delete jobs, by key.
+
+    :raise psycopg2.DatabaseError: something refuses it, a foreign key of another addon for example
+    """
+    cr.execute("DELETE FROM queue_job WHERE id = ANY(%s)", (list(ids),), log_exceptions=False)
 
 
 MAX_ID = 2**31 - 1

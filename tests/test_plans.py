@@ -1,4 +1,4 @@
-"""What the hot path reads of the table, whatever the statistics say: they are of another moment."""
+"""What the hot path and the vacuum read of the table, whatever the statistics say: they are of another moment."""
 
 import re
 
@@ -7,6 +7,7 @@ import pytest
 from tests.harness import Database  # first: it puts the addons on the path
 
 from odoo.addons.job_worker import queries  # isort: skip
+from odoo.addons.job_worker.delay import chain, group  # isort: skip
 from odoo.addons.job_worker.worker import claiming  # isort: skip
 from odoo.addons.job_worker.worker.claiming import Claiming  # isort: skip
 from odoo.addons.job_worker.worker.connection import Connection  # isort: skip
@@ -61,3 +62,47 @@ def test_the_hot_path_reads_by_its_own_indexes_alone(fresh_db, analysed):
             served = index in SERVING or (index == "queue_job_waiting_idx" and LOOKED_UP.search(condition))
             assert served, f"{name}, statistics of a queue that is {analysed}: {kind} {index} {table}\n{plan}"
             assert index != "queue_job_pkey" or LOOKED_UP.search(condition), f"{name} reads the whole table\n{plan}"
+
+
+class ExplainingCursor:
+    """Executes statements with ``EXPLAIN (ANALYZE)`` and keeps the plans."""
+
+    def __init__(self, cr):
+        self._cr = cr
+        self.plans = []
+
+    def execute(self, sql, *args, **kwargs):
+        if sql.startswith("SET LOCAL"):
+            self._cr.execute(sql)
+            return
+        self._cr.execute(f"EXPLAIN (ANALYZE, BUFFERS) {sql}", *args)
+        self.plans.append("\n".join(line for (line,) in self._cr.fetchall()))
+
+    def fetchall(self):
+        return []
+
+
+@pytest.mark.parametrize("analysed", ["empty", "full"])
+def test_the_vacuum_reads_little_more_than_its_batch_beside_many_live_graphs(fresh_db, analysed):
+    with fresh_db.env() as env:
+        target = env["test.job.target"]
+        for _graph in range(2):
+            chain(
+                target.delayable().job_nothing(), group(*(target.delayable().job_nothing() for _ in range(5000)))
+            ).delay()
+    old = "UPDATE queue_job SET state = 'done', is_due = false, completed_at = now() - interval '40 days'"
+    fresh_db.query(f"{old} + id * interval '1 second' WHERE id % 2 = 0")
+    fresh_db.query("UPDATE queue_job SET graph_uuid = id / 100 WHERE id > 100")
+    if analysed == "full":
+        fresh_db.query("ANALYZE queue_job, queue_job_dependency_rel")
+    with fresh_db.env() as env:
+        expired = queries.expired_jobs(env.cr, {"done": 30, "failed": 30, "cancelled": 30}, None, 100)
+        assert len(expired) == 100
+        cr = ExplainingCursor(env.cr)
+        queries.expired_jobs(cr, {"done": 30, "failed": 30, "cancelled": 30}, None, 100)
+        queries.delete_jobs(cr, [job_id for job_id, *_rest in expired])
+        env.cr.rollback()
+    for plan in cr.plans:
+        blocks = sum(map(int, re.findall(r"(?:hit|read)=(\d+)", plan.splitlines()[1])))
+        assert "Seq Scan on queue_job" not in plan
+        assert blocks < 1500, plan

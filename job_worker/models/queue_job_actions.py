@@ -5,22 +5,25 @@ import time
 from collections import Counter
 from types import SimpleNamespace
 
+import psycopg2
 from odoo import api, models
 from odoo.exceptions import AccessError, UserError
 
 from .. import attempts, graph, queries
 from ..call import perform
 from ..exception import RetryableJobError
-from ..job import PENDING, STARTED, WAITING
+from ..job import CANCELLED, DONE, FAILED, PENDING, STARTED, WAITING
 from ..lifecycle import move, wake_workers
 from .job_serialization import dump_result
 
 _logger = logging.getLogger(__name__)
 
 RETENTION_PARAMETER = "job_worker.done_job_retention_days"
+FAILED_RETENTION_PARAMETER = "job_worker.failed_job_retention_days"
 DEFAULT_RETENTION_DAYS = 30
 VACUUM_BATCH = 1000
 IDS_WARNING_SHARE = 0.7
+_VACUUM_CACHE_KEY = "job_worker.vacuum"
 EDITABLE_FIELDS = {"priority", "channel", "scheduled_at", "eta"}
 
 
@@ -47,6 +50,8 @@ class QueueJob(models.Model):
         self.flush_recordset()
         queries.refresh_due(self.env.cr, self.ids)
         wake_workers(self.env.cr)
+        # while this transaction holds them, workers leave them waiting
+        self._settle_at_commit(job.id for job in self if job.state == WAITING)
         self.invalidate_recordset(["is_due"])
         return result
 
@@ -105,6 +110,7 @@ class QueueJob(models.Model):
         self._check_may_operate()
         self.flush_recordset()
         changed = set(action(self.env.cr, self.ids))
+        self._settle_at_commit(changed)
         self.env["queue.job"].invalidate_model()
         skipped = self.browse(job_id for job_id in self.ids if job_id not in changed)
         if len(self) == 1 and not skipped:
@@ -159,6 +165,7 @@ class QueueJob(models.Model):
 
         :raise UserError: the job is not pending
         """
+        self._settle_at_commit(self.ids)
         for job in self:
             job._run_now()
 
@@ -212,15 +219,54 @@ class QueueJob(models.Model):
 
     @api.autovacuum
     def _vacuum_ended_jobs(self):
-        """Delete jobs that ended long ago, in batches of their own transaction."""
-        days = str(
-            self.env["ir.config_parameter"].sudo().get_param(RETENTION_PARAMETER, DEFAULT_RETENTION_DAYS)
-        ).strip()
-        if not days.isdecimal():
-            _logger.warning("%s is %r, not a number of days: no job is deleted", RETENTION_PARAMETER, days)
-            return 0, False
-        deleted = queries.delete_ended_jobs(self.env.cr, int(days), VACUUM_BATCH)
-        return deleted, deleted == VACUUM_BATCH
+        """Delete jobs that ended long ago, a batch in each transaction.
+
+        What is still needed, or can't be deleted, is passed by: the next batch begins behind it.
+        """
+        cr = self.env.cr
+        days = self._retention_days()
+        after = cr.cache.pop(_VACUUM_CACHE_KEY, None)
+        expired = queries.expired_jobs(cr, days, after, VACUUM_BATCH) if days else []
+        deleted = self._delete_expired([job_id for job_id, _ended, needed in expired if not needed])
+        remaining = len(expired) == VACUUM_BATCH
+        if remaining:
+            job_id, ended, _needed = expired[-1]
+            cr.cache[_VACUUM_CACHE_KEY] = ended, job_id
+        return deleted, remaining
+
+    def _retention_days(self):
+        """For how many days jobs are kept, by state; not those that are kept for ever."""
+        get_param = self.env["ir.config_parameter"].sudo().get_param
+        done = str(get_param(RETENTION_PARAMETER, DEFAULT_RETENTION_DAYS)).strip()
+        failed = str(get_param(FAILED_RETENTION_PARAMETER) or "").strip()
+        for parameter, value in ((RETENTION_PARAMETER, done), (FAILED_RETENTION_PARAMETER, failed or done)):
+            if not value.isdecimal():
+                _logger.warning("%s is %r, not a number of days: no job is deleted", parameter, value)
+                return {}
+        days = {DONE: int(done), CANCELLED: int(done), FAILED: int(failed or done)}
+        if failed and not days[FAILED]:
+            del days[FAILED]
+        return days
+
+    def _delete_expired(self, job_ids):
+        """Delete jobs, but for those that something refuses to let go.
+
+        :return: how many were deleted
+        """
+        if not job_ids:
+            return 0
+        try:
+            with self.env.cr.savepoint(flush=False):
+                queries.delete_jobs(self.env.cr, job_ids)
+        except psycopg2.OperationalError:
+            raise
+        except psycopg2.DatabaseError as error:
+            if len(job_ids) == 1:
+                _logger.info("job %s can't be deleted: %s", job_ids[0], error)
+                return 0
+            middle = len(job_ids) // 2
+            return self._delete_expired(job_ids[:middle]) + self._delete_expired(job_ids[middle:])
+        return len(job_ids)
 
     @api.model
     def _ids_running_out(self):

@@ -13,8 +13,8 @@ from odoo.tools import ormcache, split_every, str2bool
 from .. import graph, queries
 from ..delay import DEFAULTS, Delayable, check_method_name, check_name, check_options, check_text
 from ..insert_buffer import insert_soon
-from ..job import PENDING, storable_key
-from ..lifecycle import wake_workers
+from ..job import PENDING, WAITING, storable_key
+from ..lifecycle import have_settled, wake_workers
 from .base import Base
 from .job_serialization import dump_call
 
@@ -91,7 +91,7 @@ class QueueJob(models.Model):
                 raise ValueError(f"a job to wait for does not exist: {parent_ids}")
             self._set_parents(values, parent_ids)
             (job_id,) = self._store([values])
-            self._after_store([job_id] if parent_ids else [], [job_id])
+            self._after_store([job_id], [job_id] if parent_ids else [], parent_ids)
         return self.sudo().browse(job_id)
 
     @api.model
@@ -107,7 +107,7 @@ class QueueJob(models.Model):
         graph_uuid = str(uuid4()) if len(order) > 1 else None
         known = self._existing_jobs(values.values())
         new_ids = iter(queries.reserve_job_ids(self.env.cr, len(order)) if graph_uuid else [None])
-        job_ids, rows, on_known = {}, [], []
+        job_ids, rows, on_known, known_parents = {}, [], [], set()
         reserved = set()
         ends = {}  # what the children of a node are to wait for
         for node in order:
@@ -126,11 +126,12 @@ class QueueJob(models.Model):
                 known[row["identity_key"]] = row["id"]
             row.update(graph_uuid=graph_uuid, run_on_failure=node.run_on_failure)
             self._set_parents(row, parent_ids)
-            if not reserved.issuperset(parent_ids):
+            if known_before := set(parent_ids) - reserved:
                 on_known.append(row["id"])
+                known_parents |= known_before
             rows.append(row)
         stored = self._store(rows)
-        self._after_store(on_known, stored)
+        self._after_store(stored, on_known, known_parents)
         if not graph_uuid:
             return self.sudo().browse(stored or known.values())
         return self.sudo().browse(dict.fromkeys(job_ids[node] for node in order))
@@ -223,9 +224,20 @@ class QueueJob(models.Model):
 
     @api.model
     def _existing_jobs(self, rows):
-        """Active jobs that have the identity keys of ``rows``, by key."""
+        """The active jobs that have the identity keys of ``rows``: ids by key.
+
+        One that has not begun is held until this transaction ends: it is to see what the caller wrote. Workers pass it
+        by meanwhile, so they are told to look at it then.
+        """
         keys = [row["identity_key"] for row in rows if row["identity_key"]]
-        return queries.active_jobs_by_identity(self.env.cr, keys) if keys else {}
+        jobs = queries.hold_active_jobs(self.env.cr, keys) if keys else []
+        for _key, job_id, state, is_due, channel, priority in jobs:
+            if is_due:
+                self._note_claimable(channel, priority, job_id)
+                self._wake_workers_at_commit()
+            elif state == WAITING:
+                self._settle_at_commit([job_id])
+        return {key: job_id for key, job_id, *_rest in jobs}
 
     def _set_parents(self, row, parent_ids):
         """Make a row wait for its parents: one is its ``parent_id``, several its dependencies."""
@@ -253,22 +265,22 @@ class QueueJob(models.Model):
                 ids += queries.insert_jobs(self.env.cr, chunk)
         if len(ids) != len(rows):
             raise ConcurrencyError("a job with the same identity key was stored meanwhile")
-        best = self.env.cr.precommit.data.setdefault("job_worker.claimable", {})
         for job_id, row in zip(ids, rows, strict=True):
             if row["state"] == PENDING:
-                key = (row["priority"], job_id)
-                best[row["channel"]] = min(best.get(row["channel"], key), key)
+                self._note_claimable(row["channel"], row["priority"], job_id)
         return ids
 
     @api.model
-    def _after_store(self, on_known, job_ids):
+    def _after_store(self, job_ids, on_known=(), known=()):
         """What follows the insert of jobs.
 
-        :param on_known: those that wait for jobs that were there before, which may have ended
         :param job_ids: all of them, parents before children
+        :param on_known: those that wait for jobs that were there before, which may have ended
+        :param known: the jobs that they wait for, which may also end before this transaction does
         """
         if on_known:
             graph.settle(self.env.cr, on_known)
+            self._settle_at_commit(known)
         if job_ids:
             self._hand_over(job_ids)
 
@@ -281,7 +293,7 @@ class QueueJob(models.Model):
         if self._no_delay_context() or str2bool(os.environ.get(NO_DELAY_VARIABLE, ""), False):
             for job in self.sudo().browse(job_ids):
                 if job._is_pending():
-                    job.run_now()
+                    job._run_now()
         else:
             self._wake_workers_at_commit()
 
@@ -289,6 +301,18 @@ class QueueJob(models.Model):
     def _no_delay_context(self):
         """The context key that asks for running here and now, where given; what runs here passes it on to its jobs."""
         return {NO_DELAY_CONTEXT: True} if self.env.context.get(NO_DELAY_CONTEXT) else {}
+
+    @api.model
+    def _note_claimable(self, channel, priority, job_id):
+        """Note a job that workers are to look at after the commit."""
+        best = self.env.cr.precommit.data.setdefault("job_worker.claimable", {})
+        best[channel] = min(best.get(channel, (priority, job_id)), (priority, job_id))
+
+    @api.model
+    def _settle_at_commit(self, job_ids):
+        """Have workers settle jobs, and those after them, at the commit; see :func:`~.lifecycle.have_settled`."""
+        self.env.cr.precommit.data.setdefault("job_worker.unsettled", set()).update(job_ids)
+        self._wake_workers_at_commit()
 
     @api.model
     def _wake_workers_at_commit(self):
@@ -305,8 +329,12 @@ def _wake_workers(env):
     queries.signal_caches(cr, env.registry.cache_invalidated)
     # Taken out, because what another function before the commit enqueues after this needs a notification of its own.
     best = cr.precommit.data.pop("job_worker.claimable", {})
+    unsettled = cr.precommit.data.pop("job_worker.unsettled", ())
     del cr.precommit.data["job_worker.wake"]
-    wake_workers(cr, [(channel, *key) for channel, key in best.items()])
+    if best:
+        wake_workers(cr, [(channel, *key) for channel, key in best.items()])
+    if unsettled:
+        have_settled(cr, unsettled)
 
 
 def _caller(records):

@@ -437,6 +437,25 @@ class TestRetention(JobMixin, JobCase):
         self.assertEqual((deleted, bool(remaining)), (2, True))
         self.assertFalse(self.vacuum(jobs))
 
+    def test_failed_jobs_may_be_kept_for_longer_or_for_ever(self):
+        for days, kept in (("", 29), ("40", 39), ("0", 9999)):
+            with self.subTest(days):
+                self.env["ir.config_parameter"].set_param("job_worker.failed_job_retention_days", days)
+                failed = self.ended_days_ago(kept, self.in_state("failed"))
+                done, cancelled = (self.ended_days_ago(31, self.in_state(state)) for state in ("done", "cancelled"))
+                self.assertEqual(self.vacuum(failed | done | cancelled), failed)
+                if days != "0":
+                    self.assertFalse(self.vacuum(self.ended_days_ago(kept + 2, failed)))
+
+    def test_a_job_that_can_not_be_deleted_does_not_keep_the_others(self):
+        jobs = self.env["queue.job"]
+        for _number in range(5):
+            jobs |= self.ended_days_ago(99, self.in_state("done"))
+        self.cr.execute("CREATE TABLE keeps_jobs (job_id integer REFERENCES queue_job ON DELETE RESTRICT)")
+        self.cr.execute("INSERT INTO keeps_jobs VALUES (%s), (%s)", (jobs[1].id, jobs[3].id))
+        with patch.object(queue_job_actions, "VACUUM_BATCH", 2):
+            self.assertEqual(self.vacuum(jobs), jobs[1] | jobs[3])
+
     def test_a_parameter_that_is_no_number_deletes_nothing(self):
         old = self.ended_days_ago(99, self.in_state("done"))
         for value in ("soon", "-5"):

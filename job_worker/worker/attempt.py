@@ -79,6 +79,7 @@ class Attempt:
 
     def __init__(self, claim):
         self.claim = claim
+        self.has_children = claim.has_children
         self.began = time.monotonic()
         self.reason = None
         self.interrupted_at = None

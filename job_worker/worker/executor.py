@@ -104,14 +104,14 @@ class Executor:
         claim = attempt.claim
         cr = None
         try:
-            attempt.registry = registry = Registry(self._db_name)
+            attempt.registry = Registry(self._db_name)
             cr = self._cursor()
             cr.begin(claim)
             _await_start(attempt)
             result = self._call(attempt, cr)
             if not attempt.settle():
                 raise AttemptLostError
-            cr.finish(result, attempt.duration, begin_next=self._has_next() and not claim.has_children)
+            cr.finish(result, attempt.duration, begin_next=self._has_next() and not attempt.has_children)
             attempt.committed()
         except BaseException as error:
             lost = cr is None or cr.broken or (is_trouble(error) and not _is_the_jobs(error, cr))
@@ -124,7 +124,7 @@ class Executor:
                 attempt.registry.reset_changes()
             return _DatabaseLostError(error) if lost else error
         events.job_done(claim, attempt.duration)
-        self._after_done(claim, registry, cr)
+        self._after_done(attempt, cr)
         return None
 
     def _call(self, attempt, cr):
@@ -143,11 +143,13 @@ class Executor:
             raise Interrupted
         return result
 
-    def _after_done(self, claim, registry, cr):
+    def _after_done(self, attempt, cr):
         """What follows the commit; it can't undo the job, and the workers' sweep makes up for it.
 
-        Jobs that were told to wait for this one after it was claimed are looked for only if there was time for it.
+        Jobs that were told to wait for this one after it was claimed are looked for only if the worker has heard of
+        some, or there was time for it.
         """
+        claim = attempt.claim
         try:
             cr.run_postcommit()
         except BaseException as error:
@@ -155,8 +157,8 @@ class Executor:
             _discard(cr)
         self._renew_cursor(cr)
         try:
-            registry.signal_changes()
-            if claim.has_children or time.monotonic() - claim.claimed_at > LATE_CHILDREN_SECONDS:
+            attempt.registry.signal_changes()
+            if attempt.has_children or time.monotonic() - claim.claimed_at > LATE_CHILDREN_SECONDS:
                 self._settle_children(claim)
         except Exception as error:
             events.after_done_failed(claim, error)

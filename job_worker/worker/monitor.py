@@ -19,6 +19,8 @@ INTERRUPT_AGAIN_SECONDS = 0.5
 ABANDON_AFTER_SECONDS = 2.0
 LOCK_TIMEOUT = "2s"
 ABANDON_AFTER_COMMIT_SECONDS = 60.0
+# What share of the time a sweep over a big backlog of waiting jobs may take.
+MAX_SWEEP_SHARE = 0.1
 
 
 class Monitor:
@@ -47,6 +49,7 @@ class Monitor:
         self._last_beat = time.monotonic()
         self._cut_off = False
         self._sweep_from = 0
+        self._next_sweep = None
         self._clocks = None
 
     def start(self):
@@ -119,6 +122,8 @@ class Monitor:
         if now >= self._next_recovery and worker.name:
             self._next_recovery = now + max(1.0, worker.stale_after_seconds / 4)
             self._recover()
+        if self._next_sweep is not None and now >= self._next_sweep:
+            self._sweep()
 
     def _end_abandoned(self):
         """End the sessions of abandoned attempts, so that nothing of them can be committed, and write their end."""
@@ -180,8 +185,15 @@ class Monitor:
             self._connection, worker.stale_after_seconds, worker.max_backoff_seconds
         ):
             self._next_recovery = 0.0
-        if waiting:
-            self._sweep_from = recovery.sweep(self._connection, self._sweep_from)
+        if waiting and self._next_sweep is None:
+            self._next_sweep = 0.0
+
+    def _sweep(self):
+        """Settle the next batch of the waiting jobs; then the one after it, until all have been looked at."""
+        begin = time.monotonic()
+        self._sweep_from = recovery.sweep(self._connection, self._sweep_from)
+        end = time.monotonic()
+        self._next_sweep = end + (end - begin) / MAX_SWEEP_SHARE if self._sweep_from else None
 
     def _clock_jumped(self, server_time):
         """Whether the server's clock went on further than ours since the last look: it was set, the server is another

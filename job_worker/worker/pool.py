@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager
+from dataclasses import replace
 
 from .attempt import Attempt
 
@@ -192,6 +193,15 @@ class Pool:
             self._waiting.pop()
             self._settle()
             return claim
+
+    def expect_children(self, job_ids):
+        """Note that jobs have come to wait for some of what was claimed."""
+        with self._changed:
+            for attempt in self._running.values():
+                attempt.has_children |= attempt.claim.id in job_ids
+            self._waiting = deque(
+                replace(claim, has_children=True) if claim.id in job_ids else claim for claim in self._waiting
+            )
 
     def abandon(self, attempt):
         """Give up on the thread of an attempt and start another in its place.

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import select
 import socket
 import threading
@@ -15,7 +16,7 @@ from odoo.modules.registry import Registry
 from odoo.tools import config
 
 from .. import attempts, queries
-from ..lifecycle import MAX_BACKOFF_SECONDS
+from ..lifecycle import MAX_BACKOFF_SECONDS, SETTLE
 from . import events, filestore, recovery
 from .attempt import LOST, SHUTDOWN
 from .claiming import Claiming
@@ -35,6 +36,7 @@ GIVE_BACK_AFTER_SECONDS = 0.5
 MAX_DATABASE_FAILURES = 10
 DATABASE_FAILURE_WAIT_SECONDS = 2.0
 GIVE_UP_AFTER_SECONDS = 10.0
+_JOB_ID = re.compile(r"\b\d{1,18}\b")
 
 
 def new_worker_name():
@@ -126,6 +128,7 @@ class QueueWorker:
         self._signals = Signals(db_name)
         self._trouble = Backoff()
         self._lost = []
+        self._unsettled = set()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
@@ -308,6 +311,8 @@ class QueueWorker:
         if self._lost:
             self._take_stock()
             self._probe()
+        if self._unsettled:
+            self._settle()
         self._give_back(self.pool.take_waiting(longer_than=GIVE_BACK_AFTER_SECONDS), "the threads are busy")
         best = self._claiming.take_best_heard()
         if best is not None:
@@ -355,6 +360,12 @@ class QueueWorker:
         with self.connection.transaction() as cr:
             attempts.put_off(cr, claim, claim.died_ago)
         events.job_given_back(claim, "it is to run alone, and other jobs take long")
+
+    def _settle(self):
+        """Settle what transactions told of that ended; what runs here settles by itself what came to wait for it."""
+        job_ids, self._unsettled = self._unsettled, set()
+        self.pool.expect_children(job_ids)
+        recovery.settle(self.connection, job_ids)
 
     def _mark_due(self):
         """Make claimable what is due; whether there was anything that nobody else is changing."""
@@ -454,7 +465,10 @@ class QueueWorker:
         """
         notifications = self.connection.notifications()
         for notification in notifications:
-            self._claiming.hear(notification.payload)
+            if notification.channel == SETTLE:
+                self._unsettled.update(map(int, _JOB_ID.findall(notification.payload)))
+            else:
+                self._claiming.hear(notification.payload)
         return bool(notifications)
 
     # --- stopping ----------------------------------------------------------------------------------------------------

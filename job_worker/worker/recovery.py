@@ -58,6 +58,12 @@ def settle_children(connection, job_ids):
         graph.settle_children(cr, job_ids, wait=False)
 
 
+def settle(connection, job_ids):
+    """Decide jobs, and those after them, in a transaction of its own."""
+    with connection.transaction() as cr:
+        graph.settle(cr, [*job_ids, *queries.children_of(cr, job_ids)], wait=False)
+
+
 def sweep(connection, after_id):
     """Settle waiting jobs whose parents have ended, a batch at each call.
 

@@ -323,6 +323,10 @@ class TestJobTarget(models.Model):
         """A job that stores a job."""
         return self.with_delay(channel=channel).job_ledger(key).id
 
+    def job_enqueue_again(self, key):
+        """A job that enqueues its own call, under the key it was enqueued with."""
+        return self.with_delay(identity_key=key).job_enqueue_again(key).id
+
     def job_enqueue_in_a_row(self, committed, kept, error=None):
         """A job that stores jobs, commits, stores more, and may fail then.
 
