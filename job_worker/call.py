@@ -6,7 +6,7 @@ from odoo.exceptions import MissingError
 from . import queries
 from .delay import check_method_name
 from .exception import CallerGoneError
-from .models.job_serialization import ModelNotFoundError, load_call
+from .models.job_serialization import ModelNotFoundError, in_active_language, load_call
 
 # not translated: the words "not found" are what code out there looks for
 _USER_GONE = "The user of the job was not found: it was deleted."
@@ -46,7 +46,7 @@ def perform(cr, job_uuid, user_id, payload, more_context=None):
         _args, context = load_call([], context, api.Environment(cr, user_id, {}, su))
     companies = [payload["company_id"]] if payload.get("company_id") else []
     context = {"allowed_company_ids": companies, **context, **(more_context or {}), "job_uuid": job_uuid}
-    env = api.Environment(cr, user_id, context, su)
+    env = in_active_language(api.Environment(cr, user_id, context, su))
     env.transaction.default_env = env
     if not isinstance(model_name, str) or model_name not in env:
         raise ModelNotFoundError(f"model {model_name!r} not found")

@@ -7,6 +7,7 @@ a value comes back as the value that went in.
 
 import base64
 import json
+import logging
 import math
 import re
 from datetime import date, datetime
@@ -14,7 +15,11 @@ from decimal import Decimal
 
 from lxml import etree
 from markupsafe import Markup
+from odoo.exceptions import UserError
 from odoo.models import BaseModel
+from odoo.tools.misc import get_lang
+
+_logger = logging.getLogger(__name__)
 
 TYPE_KEY = "_type"
 RECORDSET = "odoo_recordset"
@@ -145,6 +150,21 @@ class JobEncoder(json.JSONEncoder):
         return super().iterencode(_pack(o, "value") if not _one_shot else o, _one_shot)
 
 
+def in_active_language(env):
+    """The environment as it is, or in its user's language if its own is not active any more, as in the web client."""
+    try:
+        env.lang  # noqa: B018 looked up once, then cached with the environment
+    except UserError:
+        plain = env(context={})
+        lang = get_lang(plain, plain.user.lang).code
+        _logger.warning(
+            "language is not active, the user's is taken: language=%s instead=%s job=%s",
+            env.context["lang"], lang, env.context.get("job_uuid"),
+        )  # fmt: skip
+        return env(context={**env.context, "lang": lang})
+    return env
+
+
 class _Unpacker:
     """Rebuilds what :func:`_pack` wrote."""
 
@@ -172,7 +192,8 @@ class _Unpacker:
             su = False
             uid = self.env.uid if uid == self.foreign_uid else uid
         context = {**self.env.context, **self(obj["context"])}
-        return self.env(user=uid, su=su, context=context)[obj["model"]].browse(obj["ids"])
+        env = in_active_language(self.env(user=uid, su=su, context=context))
+        return env[obj["model"]].browse(obj["ids"])
 
     def _etree(self, obj):
         return etree.fromstring(self(obj["value"]), etree.XMLParser(resolve_entities=False, huge_tree=True))

@@ -71,6 +71,27 @@ class TestContext(JobCase):
             job.run_now()
             self.assertEqual(job.result, [[country.id, name]])
 
+    def test_a_language_that_is_not_active_any_more_gives_way_to_the_users(self):
+        self.env["res.lang"]._activate_lang("nl_NL")
+        self.caller.lang = "nl_NL"
+        target = self.target.with_user(self.caller).with_context(lang="fr_FR")
+        seen = []
+        with patch.object(
+            self.env.registry["test.job.target"],
+            "job_look",
+            lambda records, argument: seen.extend([records, argument]),
+            create=True,
+        ):
+            job = target.with_context(tz="Asia/Tokyo").with_delay().job_look(target)
+            self.env["res.lang"].search([("code", "=", "fr_FR")]).active = False
+            with self.assertLogs("odoo.addons.job_worker", "WARNING") as logs:
+                job.run_now()
+        self.assertEqual(self.state(job), "done")
+        self.assertEqual([records.env.lang for records in seen], ["nl_NL", "nl_NL"])
+        self.assertEqual(seen[0].env.context["tz"], "Asia/Tokyo")
+        self.assertIn("fr_FR", logs.output[0])
+        self.assertIn(job.uuid, logs.output[0])
+
     def test_other_keys_of_the_context_stay_behind(self):
         seen = self.seen_by(self.target.with_context(default_name="x", active_id=7, bin_size=True, mail_notrack=True))
         self.assertFalse({"default_name", "active_id", "bin_size", "mail_notrack"} & set(seen["context"]))

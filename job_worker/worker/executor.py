@@ -5,6 +5,7 @@ it or if it did not succeed, a second one for what follows.
 """
 
 import contextlib
+import contextvars
 import random
 import threading
 import time
@@ -97,10 +98,14 @@ class Executor:
             self._slot.cr = cr.successor()
 
     def _try(self, attempt):
-        """The job's own transaction, from its beginning to its commit.
+        """The job's own transaction, in a context of its own: no context variable of one try is there for another.
 
         :return: ``None`` if the job is done, else what went wrong
         """
+        return contextvars.Context().run(self._run_to_commit, attempt)
+
+    def _run_to_commit(self, attempt):
+        """The job's own transaction, from its beginning to its commit and what follows that."""
         claim = attempt.claim
         cr = None
         try:

@@ -1,11 +1,13 @@
 import contextlib
 import ctypes
+import decimal
 import logging
 import mmap
 import os
 import re
 import socket
 import time
+from contextvars import ContextVar
 
 import psycopg2
 import requests
@@ -73,6 +75,7 @@ ERRORS = {
     "serialization": lambda: psycopg2.errors.SerializationFailure("a made-up conflict"),
 }
 LEFT_BEHIND = []
+CONTEXT_VARIABLE = ContextVar("test_job_worker", default=None)
 
 
 class TestJobTarget(models.Model):
@@ -286,6 +289,19 @@ class TestJobTarget(models.Model):
         LEFT_BEHIND.append(lambda: self.job_ledger(key))
         if fail:
             self.job_fail()
+
+    def job_change_context(self, error=None):
+        """Set variables of the thread's context, also in what follows the commit; what they were before.
+
+        :param error: raise this, a key of :data:`ERRORS`
+        """
+        before = [decimal.getcontext().prec, CONTEXT_VARIABLE.get()]
+        decimal.getcontext().prec = 3
+        CONTEXT_VARIABLE.set("of a job")
+        self.env.cr.postcommit.add(lambda: CONTEXT_VARIABLE.set("after a commit"))
+        if error:
+            self.job_fail(error)
+        return before
 
     def job_find(self, key):
         """Write to the ledger; then call what another job left behind, and return what comes of it."""
