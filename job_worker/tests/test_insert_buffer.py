@@ -1,10 +1,14 @@
 # pylint: disable=invalid-commit
 import io
 import itertools
+import threading
+from functools import partial
 from unittest.mock import patch
 
+from odoo import sql_db
 from odoo.tools import mute_logger
 from psycopg2.errors import DivisionByZero, ForeignKeyViolation, InFailedSqlTransaction, UniqueViolation
+from psycopg2.extensions import cursor
 
 from .. import queries
 from .case import JobCase
@@ -134,6 +138,21 @@ class TestInsertBuffer(BufferCase):
         except Exception as error:
             return type(error)
         return None
+
+    def test_they_are_counted_logged_and_profiled(self):
+        profiled = []
+        thread = threading.current_thread()
+        hooks = [*getattr(thread, "query_hooks", ()), lambda _cr, query, *_rest: profiled.append(str(query))]
+        counted = self.cr.sql_log_count, sql_db.sql_counter
+        with patch.object(thread, "query_hooks", hooks, create=True), self.assertLogs("odoo.sql_db", "DEBUG") as logs:
+            self.enqueue_in_a_row(3)
+            self.cr.flush()
+        expected = ["INSERT INTO queue_job", "nextval('queue_job_id_seq')", "COPY queue_job"]
+        for seen in (profiled, logs.output):
+            self.assertEqual([sum(text in query for query in seen) for text in expected], [1, 1, 1])
+        self.assertEqual(
+            (self.cr.sql_log_count - counted[0], sql_db.sql_counter - counted[1]), (len(profiled), len(profiled))
+        )
 
     def test_values_of_a_model_that_the_table_refuses_are_told_at_the_call(self):
         model = self.env.registry["test.job.target"]
@@ -280,6 +299,63 @@ class TestTransactions(BufferCase):
             listener.execute("UNLISTEN *")
         priorities = [line.split("\t")[1] for payload in notified for line in payload.splitlines()]
         self.assertEqual(priorities, ["10", "3"])
+
+    def test_the_connection_is_no_way_past_them(self):
+        def commit(cr):
+            cr._cnx.commit()
+
+        def commit_as_context(cr):
+            with cr._cnx:
+                pass
+
+        def another_cursor(cr):
+            with cr._cnx.cursor() as raw:
+                raw.execute("COMMIT")
+
+        for way in (commit, commit_as_context, another_cursor):
+            with self.subTest(way.__name__), external_env(self.env) as (cr, env):
+                self.channel = f"buffered {next(_channels)}"
+                self.addCleanup(self._delete)
+                jobs = self.enqueue_in_a_row(env=env)
+                way(cr)
+                self.assertEqual(self.stored(), jobs.ids)
+
+    def test_a_rollback_of_the_connection_forgets_them(self):
+        with external_env(self.env) as (cr, env):
+            self.enqueue_in_a_row(env=env)
+            cr._cnx.rollback()
+            jobs = self.enqueue_in_a_row(env=env)
+        self.assertEqual(self.stored(), jobs.ids)
+
+    def test_a_connection_that_nobody_stores_jobs_on_any_more_is_as_it_was(self):
+        with external_env(self.env) as (cr, env):
+            connection, before = cr._cnx, dict(vars(cr._cnx))
+            self.enqueue_in_a_row(env=env)
+            self.assertNotEqual(vars(connection), before)
+            cr.rollback()
+            self.assertEqual(vars(connection), before)
+
+    def test_who_traces_the_statements_of_a_connection_sees_each_insert(self):
+        traced = []
+
+        class TracingCursor(cursor):
+            def execute(self, query, *args):
+                traced.append(query)
+                return super().execute(query, *args)
+
+        with external_env(self.env) as (cr, env):
+            cr._obj = cr._cnx.cursor(cursor_factory=TracingCursor)
+            jobs = self.enqueue_in_a_row(3, env=env)
+        self.assertEqual(sum("INSERT INTO queue_job" in query for query in traced), 3)
+        self.assertEqual(self.stored(), jobs.ids)
+
+    def test_who_watches_a_connection_sees_each_insert(self):
+        with external_env(self.env) as (cr, env):
+            cr._cnx.commit = partial(cr._cnx.commit)
+            with patch.object(queries, "insert_jobs", side_effect=queries.insert_jobs) as insert:
+                self.enqueue_in_a_row(3, env=env)
+            self.assertEqual(insert.call_count, 3)
+            del cr._cnx.commit
 
     def test_two_transactions_keep_theirs_apart(self):
         with external_env(self.env) as (cr1, env1), external_env(self.env) as (cr2, env2):
