@@ -94,6 +94,13 @@ def prepare_limit_table(cr):
     )
 
 
+def drop_own_objects(cr):
+    """Drop what the functions above made, and forget where the queue is at home, before the ORM drops its tables."""
+    cr.execute("DROP TABLE IF EXISTS queue_limit_starts")
+    cr.execute("DROP SEQUENCE IF EXISTS queue_job_claim_seq")
+    cr.execute("DELETE FROM ir_config_parameter WHERE key = 'job_worker.home'")
+
+
 # --- storing ---------------------------------------------------------------------------------------------------------
 
 INSERT_COLUMNS = (
