@@ -28,6 +28,8 @@ _IDS_PER_NOTIFICATION = MAX_NOTIFICATION_BYTES // 20  # of up to 19 digits
 
 FIRST_BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = 3600
+STALE_AFTER_SECONDS = 60
+"""How long a worker may be silent unless it is told otherwise."""
 # Nothing bounds uncounted attempts that ask for no wait: from so many in a row, there is one.
 UNCOUNTED_AT_ONCE = 10
 UNCOUNTED_WAIT_SECONDS = 1

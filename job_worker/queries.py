@@ -16,7 +16,7 @@ from odoo import sql_db
 from odoo.tools import SQL
 
 from .job import PENDING, STARTED, STATES, WAITING
-from .lifecycle import ACTIVE, NOW, SETTLE, TRANSITIONS, WAKE_UP, wake_workers
+from .lifecycle import ACTIVE, NOW, SETTLE, STALE_AFTER_SECONDS, TRANSITIONS, WAKE_UP, wake_workers
 
 _sql_logger = logging.getLogger("odoo.sql_db")
 
@@ -616,15 +616,22 @@ def uncounted_in_a_row(cr, job_id):
 
 # --- workers ---------------------------------------------------------------------------------------------------------
 
+# How long a worker may be silent it says itself; of one that does not, whoever asks decides.
+_IS_SILENT = f"worker.last_heartbeat < {NOW} - make_interval(secs => COALESCE(worker.stale_after, {{otherwise}}))"
+_IS_SILENT_FOR_ASKER = _IS_SILENT.format(otherwise="%(stale)s")
+_IS_ALIVE = f"worker.state != 'dead' AND NOT {_IS_SILENT.format(otherwise=STALE_AFTER_SECONDS)}"
+
 
 def register_worker(cr, values):
-    """Add the row of a worker; ``values`` has name, hostname, pid, version, databases, slots and pause_requested."""
+    """Add the row of a worker; ``values`` has name, hostname, pid, version, databases, slots, stale_after and
+    pause_requested.
+    """
     cr.execute(
         f"""
-        INSERT INTO queue_worker (name, hostname, pid, version, databases, slots, running_jobs, memory, started_at,
-                                  last_heartbeat, state, pause_requested, create_date, write_date)
-        VALUES (%(name)s, %(hostname)s, %(pid)s, %(version)s, %(databases)s, %(slots)s, 0, 0, {NOW}, {NOW}, 'running',
-                %(pause_requested)s, {NOW}, {NOW})
+        INSERT INTO queue_worker (name, hostname, pid, version, databases, slots, stale_after, running_jobs, memory,
+                                  started_at, last_heartbeat, state, pause_requested, create_date, write_date)
+        VALUES (%(name)s, %(hostname)s, %(pid)s, %(version)s, %(databases)s, %(slots)s, %(stale_after)s, 0, 0,
+                {NOW}, {NOW}, 'running', %(pause_requested)s, {NOW}, {NOW})
             -- the first try may have been committed and not answered
             ON CONFLICT (name) DO UPDATE SET state = 'running', last_heartbeat = excluded.last_heartbeat
         """,
@@ -648,12 +655,10 @@ def beat(cr, name, state, reason, running_jobs, memory):
     return row[0] if row else None
 
 
-def count_workers_alive(cr):
-    """Number of workers that gave a sign of life within the last minute."""
-    cr.execute(
-        f"SELECT count(*) FROM queue_worker WHERE state != 'dead' AND last_heartbeat > {NOW} - interval '60 seconds'"
-    )
-    return cr.fetchone()[0]
+def workers_alive(cr):
+    """Ids of the workers that are not silent for longer than they may be."""
+    cr.execute(f"SELECT id FROM queue_worker worker WHERE {_IS_ALIVE}")
+    return [worker_id for (worker_id,) in cr.fetchall()]
 
 
 def unregister_worker(cr, name):
@@ -664,14 +669,16 @@ def unregister_worker(cr, name):
 def bury_workers(cr, stale_after_seconds, name=None):
     """Mark workers as dead: whose heartbeat is too old, or those of the process whose first one is called ``name``;
     forget those dead for a day.
+
+    :param float stale_after_seconds: how long a worker may be silent that does not say so itself
     """
     # One whose row is locked is just reporting, or was frozen while it did: don't wait for it.
     cr.execute(
         f"UPDATE queue_worker SET state = 'dead' WHERE id IN ("
-        f"SELECT id FROM queue_worker WHERE state != 'dead'"
-        f" AND (split_part(name, '/', 1) = %s OR last_heartbeat < {NOW} - make_interval(secs => %s))"
+        f"SELECT id FROM queue_worker worker WHERE state != 'dead'"
+        f" AND (split_part(name, '/', 1) = %(name)s OR {_IS_SILENT_FOR_ASKER})"
         " FOR NO KEY UPDATE SKIP LOCKED)",
-        (name, stale_after_seconds),
+        {"name": name, "stale": stale_after_seconds},
     )
     cr.execute(f"DELETE FROM queue_worker WHERE state = 'dead' AND last_heartbeat < {NOW} - interval '1 day'")
 
@@ -683,8 +690,7 @@ def upkeep_due(cr, stale_after_seconds):
     """
     cr.execute(
         f"""
-        SELECT EXISTS (SELECT FROM queue_worker WHERE state != 'dead'
-                          AND last_heartbeat < {NOW} - make_interval(secs => %(stale)s))
+        SELECT EXISTS (SELECT FROM queue_worker worker WHERE state != 'dead' AND {_IS_SILENT_FOR_ASKER})
             OR EXISTS (SELECT FROM queue_job running LEFT JOIN queue_worker worker ON worker.name = running.worker_id
                         WHERE running.state = 'started' AND COALESCE(worker.state, 'dead') = 'dead'
                           AND (running.worker_id IS NOT NULL
@@ -1238,13 +1244,13 @@ def running_by_channel(cr, jobs, grace_seconds):
             """
             SELECT channel, count(*), array_agg("queue_job".id) FILTER (WHERE
                    (worker_id IS NOT NULL AND NOT EXISTS (
-                       SELECT FROM queue_worker worker WHERE worker.name = worker_id AND worker.state != 'dead'
-                          AND worker.last_heartbeat > %(now)s - interval '60 seconds'))
+                       SELECT FROM queue_worker worker WHERE worker.name = worker_id AND %(is_alive)s))
                    OR (timeout > 0 AND started_at + make_interval(secs => timeout + %(grace)s) < %(now)s))
               FROM %(jobs)s WHERE state = 'started' AND %(rules)s
              GROUP BY channel
             """,
             grace=grace_seconds,
+            is_alive=SQL(_IS_ALIVE),
             now=cr.now(),
             jobs=jobs.from_clause,
             rules=_visible(jobs),

@@ -20,12 +20,13 @@ def claim_by(db, worker, *job_ids):
         db.query(CLAIM, worker, job_id)
 
 
-def add_worker(db, name, age, slots=1):
+def add_worker(db, name, age, slots=1, stale_after=None):
     db.query(
-        "INSERT INTO queue_worker (name, state, slots, last_heartbeat)"
-        " VALUES (%s, 'running', %s, now() AT TIME ZONE 'UTC' - make_interval(secs => %s))",
+        "INSERT INTO queue_worker (name, state, slots, stale_after, last_heartbeat)"
+        " VALUES (%s, 'running', %s, %s, now() AT TIME ZONE 'UTC' - make_interval(secs => %s))",
         name,
         slots,
+        stale_after,
         age,
     )
 
@@ -96,6 +97,17 @@ def test_jobs_of_a_silent_worker_are_left_alone_until_it_is_stale(db):
         job,
     )
     assert silent_for >= STALE_AFTER
+
+
+def test_a_worker_that_may_be_silent_for_longer_than_its_neighbour_is_left_alone(db):
+    job = db.enqueue_one("job_ledger", "slow")
+    add_worker(db, "patient", age=2 * STALE_AFTER, stale_after=300)
+    add_worker(db, "dead", age=2 * STALE_AFTER)
+    claim_by(db, "patient", job)
+    with worker_thread(db):
+        wait_until(lambda: "dead" not in db.workers(), what="another silent one is buried")
+        assert "patient" in db.workers()
+    assert db.job(job)["worker_id"] == "patient"
 
 
 def test_a_worker_frozen_in_the_middle_of_its_heartbeat_does_not_hold_up_the_others(db):

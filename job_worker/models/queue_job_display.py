@@ -110,7 +110,7 @@ class QueueJob(models.Model):
             return _("The channel %s is paused", self.channel)
         if home.is_held(self.env.cr):
             return _("Held, because this database was copied or moved: the dashboard asks which it is")
-        if not queries.count_workers_alive(self.env.cr):
+        if not queries.workers_alive(self.env.cr):
             return _("No worker has been seen in the last minute")
         return _("Next in line in the channel %s", self.channel)
 

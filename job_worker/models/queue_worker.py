@@ -1,5 +1,3 @@
-from datetime import timedelta
-
 from odoo import api, fields, models
 from odoo.exceptions import AccessError
 from odoo.fields import Domain
@@ -14,7 +12,6 @@ WORKER_STATES = [
     ("draining", "Draining"),
     ("dead", "Dead"),
 ]
-SILENT_SECONDS = 60
 
 
 class QueueWorker(models.Model):
@@ -34,6 +31,9 @@ class QueueWorker(models.Model):
     memory = fields.Integer("Memory (MiB)", readonly=True)
     started_at = fields.Datetime("Started", readonly=True)
     last_heartbeat = fields.Datetime(readonly=True)
+    stale_after = fields.Float(
+        "Dead After (s)", readonly=True, aggregator=None, help="Without a heartbeat for so long, it is taken for dead."
+    )
     state = fields.Selection(WORKER_STATES, required=True, readonly=True, default="running")
     reason = fields.Char("Why", readonly=True, help="Why it does not claim jobs, if it does not.")
     pause_requested = fields.Boolean(readonly=True, help="Asked not to claim any more jobs.")
@@ -48,20 +48,20 @@ class QueueWorker(models.Model):
         for worker in self:
             worker.job_ids = started.filtered(lambda job, name=worker.name: job.worker_id == name)
 
-    @api.depends("state", "last_heartbeat")
+    @api.depends("state", "last_heartbeat", "stale_after")
     def _compute_is_alive(self):
         """The stored state can't tell: with no other worker left, nobody writes that one died."""
+        self.flush_model()
+        alive = set(queries.workers_alive(self.env.cr))
         for worker in self:
-            worker.is_alive = worker.state != "dead" and worker.last_heartbeat > self._silent_since()
+            worker.is_alive = worker.id in alive
 
     def _search_is_alive(self, operator, value):
         if operator != "in":
             return NotImplemented
-        alive = Domain("state", "!=", "dead") & Domain("last_heartbeat", ">", self._silent_since())
+        self.flush_model()
+        alive = Domain("id", "in", queries.workers_alive(self.env.cr))
         return alive if True in value else ~alive
-
-    def _silent_since(self):
-        return self.env.cr.now() - timedelta(seconds=SILENT_SECONDS)
 
     @api.depends("is_alive", "state", "pause_requested")
     def _compute_status(self):
@@ -89,5 +89,5 @@ class QueueWorker(models.Model):
 
     @api.model
     def _count_alive(self):
-        """Number of workers that gave a sign of life within the last minute."""
-        return queries.count_workers_alive(self.env.cr)
+        """Number of workers that are not silent for longer than they may be."""
+        return len(queries.workers_alive(self.env.cr))

@@ -1,4 +1,5 @@
 import threading
+from datetime import timedelta
 from types import SimpleNamespace
 
 from odoo import Command
@@ -295,6 +296,20 @@ class TestDashboard(JobCase):
         self.assertEqual(self.dashboard().get_now()["workers"]["busy"], 1)
         worker.last_heartbeat = "2020-01-01"
         worker.flush_recordset()
+        self.assertEqual(self.change("stuck", before, self.numbers()), 1)
+
+    def test_a_worker_that_may_be_silent_for_long_is_alive_meanwhile_and_its_jobs_are_not_stuck(self):
+        job = self.enqueue()
+        before = self.numbers()
+        silent = self.env.cr.now() - timedelta(seconds=120)
+        worker = self.worker(last_heartbeat=silent, stale_after=300)
+        self.start(job, worker_id=worker.name)
+        self.assertEqual(worker.status, "running")
+        self.assertIn(worker, worker.search([("is_alive", "=", True)]))
+        self.assertEqual(self.change("stuck", before, self.numbers()), 0)
+        worker.stale_after = 100
+        worker.flush_recordset()
+        self.assertEqual(worker.status, "dead")
         self.assertEqual(self.change("stuck", before, self.numbers()), 1)
 
     # --- error groups -------------------------------------------------------------------------------------------------

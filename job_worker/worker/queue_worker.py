@@ -16,7 +16,7 @@ from odoo.modules.registry import Registry
 from odoo.tools import config
 
 from .. import attempts, queries
-from ..lifecycle import MAX_BACKOFF_SECONDS, SETTLE
+from ..lifecycle import MAX_BACKOFF_SECONDS, SETTLE, STALE_AFTER_SECONDS
 from . import events, filestore, recovery
 from .attempt import LOST, SHUTDOWN
 from .claiming import Claiming
@@ -78,7 +78,7 @@ class QueueWorker:
         db_name,
         concurrency=2,
         poll_timeout=5,
-        stale_after_seconds=60,
+        stale_after_seconds=STALE_AFTER_SECONDS,
         heartbeat_interval_seconds=15,
         max_backoff_seconds=MAX_BACKOFF_SECONDS,
         stop_event=None,
@@ -241,6 +241,7 @@ class QueueWorker:
                     "version": get_manifest("job_worker").get("version"),
                     "databases": self.db_name,
                     "slots": self.pool.slots,
+                    "stale_after": self.stale_after_seconds,
                     "pause_requested": self._pause_asked,
                 }
                 queries.register_worker(cr, values)

@@ -15,7 +15,7 @@ from odoo.tools import config
 from odoo.tools.misc import dumpstacks
 
 from .. import queries
-from ..lifecycle import MAX_BACKOFF_SECONDS
+from ..lifecycle import MAX_BACKOFF_SECONDS, STALE_AFTER_SECONDS
 from . import events
 from .connection import Connection
 from .queue_worker import QueueWorker, derived_name, new_worker_name
@@ -42,7 +42,7 @@ class Options:
     databases: tuple = ()
     concurrency: int = 2
     poll_timeout: float = 5
-    stale_after_seconds: float = 60
+    stale_after_seconds: float = STALE_AFTER_SECONDS
     heartbeat_interval_seconds: float = 15
     max_backoff_seconds: float = MAX_BACKOFF_SECONDS
     listen: bool = True
