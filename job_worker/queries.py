@@ -922,6 +922,16 @@ def latest_files(cr, count):
     return [row[0] for row in cr.fetchall()]
 
 
+def own_databases(cr, excluded):
+    """Names of the databases of the cursor's role that can be connected to, but for those ``excluded``, in order."""
+    cr.execute(
+        "SELECT datname FROM pg_database WHERE pg_get_userbyid(datdba) = current_user AND NOT datistemplate"
+        " AND datallowconn AND datname <> ALL(%s) ORDER BY datname",
+        (list(excluded),),
+    )
+    return [name for (name,) in cr.fetchall()]
+
+
 def addon_is_installed(cr):
     """Whether the addon is installed in the cursor's database, which may not be one of Odoo's at all."""
     cr.execute("SELECT to_regclass('ir_module_module') IS NOT NULL AND to_regclass('queue_worker') IS NOT NULL")

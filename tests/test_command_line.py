@@ -113,6 +113,28 @@ def test_a_worker_alone_in_a_plain_python_process(db):
     assert not db.workers()
 
 
+def test_databases_that_can_not_be_served_are_left_out_with_a_warning(db):
+    names = [f"{db.name},postgres", "-d", "job_worker_no_such_database"]
+    status, output = run_odoo(None, "job_worker", "--check", "-d", *names)
+    assert status == 0, output
+    assert "WARNING" in output
+    assert "left out: the addon job_worker is not installed in postgres" in output
+    assert "left out: can't open job_worker_no_such_database" in output
+    assert output.strip().splitlines()[-1] == f"job_worker: ready to serve {db.name}"
+
+
+@pytest.mark.parametrize("database", ["some_database", None])
+def test_check_does_not_call_ready_what_it_can_not_reach(database):
+    """A worker that is started waits for its server, a check tells what the server said."""
+    arguments = ["-d", database] if database else []
+    away = {"PGHOST": "localhost", "PGPORT": "1"}
+    status, output = run_odoo(None, "job_worker", "--check", *arguments, environment=away)
+    assert status == 1
+    assert "Connection refused" in output
+    assert "ready" not in output
+    assert "Traceback" not in output
+
+
 def test_the_unit_for_systemd_starts_a_worker_that_is_given_the_time_to_stop(db):
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str

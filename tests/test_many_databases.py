@@ -3,10 +3,11 @@
 import threading
 from contextlib import contextmanager
 
+import psycopg2
 import pytest
 from odoo.tools import config
 
-from tests.harness import STALE_AFTER, Database, wait_until
+from tests.harness import STALE_AFTER, Database, Worker, wait_until
 from tools import databases
 
 from odoo.addons.job_worker.worker import QueueJobRunner, runner
@@ -83,3 +84,44 @@ def test_a_sick_database_does_not_hurt_the_others(make_database, monkeypatch):
         sick.query("ALTER TABLE queue_job_gone RENAME TO queue_job")
         job = sick.enqueue_one("job_ledger", "recovered")
         sick.wait_for_state(job, "done", timeout=40)
+
+
+def test_a_database_without_the_addon_keeps_no_other_from_being_served(make_database):
+    database = make_database()
+    job = database.enqueue_one("job_ledger", "served")
+    with Worker(None, "-d", f"postgres,{database.name}") as worker:
+        database.wait_for_state(job, "done")
+        assert worker.logged("database left out: the addon job_worker is not installed in postgres") == 1
+
+
+@pytest.mark.parametrize("pattern", ["^%d$", "^%h$"])
+def test_a_filter_by_the_host_of_requests_hides_no_database(make_database, monkeypatch, caplog, pattern):
+    database = make_database()
+    monkeypatch.setitem(config.options, "dbfilter", pattern)
+    assert runner.databases_with_addon()[database.name] is True
+    queue_runner = QueueJobRunner(runner.Options())
+    queue_runner.stop()
+    queue_runner.run()
+    assert f"dbfilter={pattern}" in caplog.text
+
+
+def test_a_server_that_can_not_be_asked_for_its_databases_is_told_of():
+    with Worker(None, environment={"PGHOST": "localhost", "PGPORT": "1"}) as worker:
+        wait_until(lambda: worker.logged("Connection refused"), what="it says why it serves nothing")
+        assert worker.logged(" ERROR ? odoo.addons.job_worker.worker: looking for databases to serve") == 1
+        assert worker.stop() == 0
+
+
+def test_a_server_that_can_not_be_asked_for_its_databases_takes_none_away(make_database, monkeypatch, caplog):
+    database = make_database()
+
+    def fail():
+        raise psycopg2.OperationalError("the server is away")
+
+    with running(monkeypatch, database.name):
+        database.wait_for_state(database.enqueue_one("job_ledger", "before"), "done")
+        served_by = database.workers()
+        monkeypatch.setattr(runner, "databases_with_addon", fail)
+        wait_until(lambda: "the server is away" in caplog.text, what="it has looked around")
+        database.wait_for_state(database.enqueue_one("job_ledger", "meanwhile"), "done")
+        assert database.workers() == served_by

@@ -1,5 +1,6 @@
 """Processes are replaced by what they used, and killed for what they must not use, without losing a job."""
 
+import resource
 import signal
 
 import pytest
@@ -83,6 +84,27 @@ def test_a_process_with_nothing_to_do_is_replaced_while_another_still_finishes_i
         assert db.job(slow)["state"] == "started"
         assert worker.stop() == 0
     assert db.states() == {"done": 4}
+
+
+def test_stacks_that_threads_may_grow_to_are_no_memory(db):
+    """Many databases have many threads: their stacks count as data by their largest size."""
+    usual = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (200 * 2**20, usual[1]))
+    try:
+        with Worker(db, f"--limit-memory-hard={700 * 2**20}", concurrency=6) as worker:
+            db.enqueue("job_ledger", [(key, 0.1) for key in keys(20)])
+            db.wait_until_drained()
+            assert worker.logged("worker process started") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, usual)
+    db.count(keys(20)).check()
+
+
+def test_a_job_that_asks_for_more_than_the_hard_limit_fails_alone(db):
+    with Worker(db, f"--limit-memory-hard={700 * 2**20}", "--limit-memory-soft=0", concurrency=6) as worker:
+        greedy = db.enqueue_one("job_allocate", 2000, max_retries=1)
+        assert "MemoryError" in db.wait_for_state(greedy, "failed")["exc_info"]
+        assert worker.logged("worker process started") == 1
 
 
 def test_a_process_over_the_hard_limit_is_killed_and_its_job_says_so(db):

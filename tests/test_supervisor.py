@@ -72,7 +72,7 @@ def test_an_error_of_the_supervisor_leaves_no_process_alone(db, tmp_path):
 def test_jobs_of_every_database_of_a_process_that_died_are_taken_back_at_once(pair):
     times = {"stale-after": 60, "heartbeat-interval": 15}
     jobs = [database.enqueue_one("job_sleep", 60) for database in pair]
-    with Worker(None, "-d", ",".join(database.name for database in pair), times=times) as worker:
+    with Worker(None, "-d", pair[0].name, "-d", pair[1].name, times=times) as worker:
         for database, job in zip(pair, jobs, strict=True):
             database.wait_for_state(job, "started")
         (child,) = worker.children()

@@ -43,7 +43,13 @@ class JobWorker(Command):
 
         parser = self.parser
         parser.add_argument("-c", "--config", metavar="FILE", help="Odoo's configuration file")
-        parser.add_argument("-d", "--database", metavar="NAMES", help="databases, separated by commas (default: all)")
+        parser.add_argument(
+            "-d",
+            "--database",
+            action="append",
+            metavar="NAMES",
+            help="databases, separated by commas; may be repeated (default: all)",
+        )
         parser.add_argument(
             "--processes", type=_at_least(1), default=1, metavar="N", help="worker processes (default: 1)"
         )
@@ -76,7 +82,7 @@ class JobWorker(Command):
             parser.error("--heartbeat-interval must be above 0 and below --stale-after")
         odoo_args = [*(["-c", options.config] if options.config else []), *others]
         if options.database:
-            odoo_args += ["-d", options.database]
+            odoo_args += ["-d", ",".join(options.database)]
         config.parse_config(odoo_args, setup_logging=True)
         initialize_sys_path()
         return options

@@ -2,14 +2,14 @@
 
 import contextlib
 import sys
+from dataclasses import replace
 
 import psycopg2
-from odoo import sql_db
 from odoo.tools import config
 
-from .. import home, queries
+from .. import home
 from ..home import Verdict
-from . import filestore
+from . import events, filestore
 from .connection import Connection
 from .home_check import REASONS
 from .runner import Options, databases_with_addon, default_concurrency
@@ -35,40 +35,60 @@ def main(arguments):
             max_jobs=arguments.max_jobs,
             max_age=arguments.max_age,
         )
-        problems = list(find_problems(options))
-        names = ()
-        if arguments.check and not problems:
-            names = options.databases or [name for name, has in (databases_with_addon() or {}).items() if has]
-            problems = [problem for name in names for problem in find_oddities(name)]
+        if options.concurrency > config["db_maxconn"]:
+            raise ValueError(
+                f"--concurrency {options.concurrency} needs as many connections: raise db_maxconn,"
+                f" {config['db_maxconn']}"
+            )
+        if arguments.check:
+            return check(options)
+        if options.databases:
+            options = replace(options, databases=servable(databases_with_addon()))
     except ValueError as error:
-        problems = [str(error)]
-    for problem in problems:
-        sys.stderr.write(f"job_worker: {problem}\n")
-    if problems or arguments.check:
-        if not problems:
-            names = ", ".join(names)
-            sys.stdout.write(f"job_worker: ready to serve {names or 'databases that will get the addon'}\n")
-        return 1 if problems else 0
+        sys.stderr.write(f"job_worker: {error}\n")
+        return 1
     return Supervisor(options, arguments.processes).run()
 
 
-def find_problems(options):
-    """What would keep workers from doing their job, as sentences that say what to do.
+def servable(found):
+    """The databases that can be served, or may be: one that can't be reached is waited for.
 
-    A database that can't be reached is a problem only if it says so: a worker that starts before its database waits.
+    :param dict found: see :func:`.runner.databases_with_addon`
+    :raise ValueError: none can
     """
-    if options.concurrency > config["db_maxconn"]:
-        yield f"--concurrency {options.concurrency} needs as many connections: raise db_maxconn, {config['db_maxconn']}"
-    for db_name in options.databases:
-        try:
-            with sql_db.db_connect(db_name).cursor() as cr:
-                if not queries.addon_is_installed(cr):
-                    yield f"the addon job_worker is not installed in {db_name}: odoo-bin -d {db_name} -i job_worker"
-        except psycopg2.OperationalError as error:
-            if "does not exist" in str(error):
-                yield f"can't open {db_name}: {str(error).strip()}"
-        finally:
-            sql_db.close_db(db_name)
+    unusable = {}
+    for name, has_addon in found.items():
+        if has_addon is False:
+            unusable[name] = f"the addon job_worker is not installed in {name}: odoo-bin -d {name} -i job_worker"
+        elif f'database "{name}" does not exist' in str(has_addon):
+            unusable[name] = f"can't open {name}: {str(has_addon).strip()}"
+    if len(unusable) == len(found):
+        raise ValueError("\njob_worker: ".join(unusable.values()))
+    for problem in unusable.values():
+        events.database_left_out(problem)
+    return tuple(name for name in found if name not in unusable)
+
+
+def check(options):
+    """Tell what would keep workers from doing their job, as sentences that say what to do.
+
+    :return: exit status
+    :raise ValueError: none of the databases can be served
+    """
+    try:
+        found = databases_with_addon()
+    except psycopg2.Error as error:
+        raise ValueError(f"can't ask the server for its databases: {str(error).strip()}") from error
+    names = servable(found) if options.databases else [name for name, has in found.items() if has]
+    problems = [
+        f"can't open {name}: {str(found[name]).strip()}" for name in names if isinstance(found[name], Exception)
+    ]
+    problems = problems or [problem for name in names for problem in find_oddities(name)]
+    for problem in problems:
+        sys.stderr.write(f"job_worker: {problem}\n")
+    if not problems:
+        sys.stdout.write(f"job_worker: ready to serve {', '.join(names) or 'databases that will get the addon'}\n")
+    return 1 if problems else 0
 
 
 def find_oddities(db_name):

@@ -183,6 +183,25 @@ def supervisor_reexecuted():
     _logger.info("code of modules may have changed: the worker starts anew")
 
 
+def database_left_out(problem):
+    _logger.warning("database left out: %s", problem)
+
+
+def filter_ignored(pattern):
+    _logger.warning(
+        "dbfilter chooses by the host of a request, so every database with the addon is served: dbfilter=%s",
+        pattern,
+    )
+
+
+def databases_not_found(reason):
+    _logger.error("looking for databases to serve, and found none or not all: reason=%s", reason)
+
+
+def databases_found():
+    _logger.info("databases to serve can be found again")
+
+
 def database_added(database):
     _logger.info("serving database: database=%s", database)
 

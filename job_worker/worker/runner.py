@@ -1,6 +1,7 @@
 """What one worker process does: serve its databases, a thread and a :class:`QueueWorker` each."""
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -10,7 +11,6 @@ from dataclasses import asdict, dataclass
 import psutil
 import psycopg2
 from odoo import http
-from odoo.service.db import list_dbs
 from odoo.tools import config
 from odoo.tools.misc import dumpstacks
 
@@ -18,6 +18,7 @@ from .. import queries
 from ..lifecycle import MAX_BACKOFF_SECONDS, STALE_AFTER_SECONDS
 from . import events
 from .connection import Connection
+from .obstacles import BLOCKED, TROUBLE, Obstacles
 from .queue_worker import QueueWorker, derived_name, new_worker_name
 
 STOP_NOW = signal.SIGURG
@@ -28,6 +29,10 @@ TICK_SECONDS = 0.5
 # younger than this: its successor would soon be where it is.
 LEAST_GROWTH = 0.25
 LEAST_LIFE_SECONDS = 600.0
+THREADS_BESIDE_SLOTS = 3  # of a database: its loop, the two of its monitor
+THREADS_BESIDE_DATABASES = 6  # the process's own, and some that come and go
+DATA_SHARE = 0.85
+DEFAULT_STACK = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,14 @@ class QueueJobRunner:
         self._began = time.monotonic()
         self._next_discovery = 0.0
         self._found = None
+        self._obstacles = Obstacles()
         self._process = psutil.Process()
         self._parent_pid = os.getppid()
 
     def run(self):
         """Serve until :meth:`stop`."""
+        if not self._options.databases and filters_by_host():
+            events.filter_ignored(config["dbfilter"])
         for db_name in self._options.databases:
             self._serve(db_name)
         while not self._stopping:
@@ -169,15 +177,29 @@ class QueueJobRunner:
 
     def _look_around(self):
         try:
-            self._found = databases_with_addon()
-        finally:
-            self._next_discovery = time.monotonic() + DISCOVER_SECONDS
+            found = databases_with_addon()
+            failed = {name: error for name, error in found.items() if isinstance(error, Exception)}
+            # the worker of a database that is served tells about that itself
+            errors = [f"{name}: {events.error_line(failed[name])}" for name in failed.keys() - self._serving.keys()]
+            self._note(TROUBLE, "; ".join(sorted(errors)))
+            self._note(BLOCKED, "" if True in found.values() else f"none of {len(found)} has the addon job_worker")
+            self._found = found
+        except Exception as error:  # of the server, or of a filter that is no pattern
+            self._note(TROUBLE, events.error_line(error))
+        self._next_discovery = time.monotonic() + DISCOVER_SECONDS
+
+    def _note(self, state, reason):
+        """Tell about what is in the way of finding databases, again and again while it is, and when it is no more."""
+        if reason and self._obstacles.report(state, reason):
+            events.databases_not_found(reason)
+        if not reason and self._obstacles.clear(state) and not self._obstacles:
+            events.databases_found()
 
     def _follow(self, found):
         """Serve the databases that have the addon, leave the others. One that could not be asked stays as it is."""
         self._leaving = [(worker, thread) for worker, thread in self._leaving if thread.is_alive()]
         for db_name, has_addon_now in found.items():
-            if has_addon_now and db_name not in self._serving:
+            if has_addon_now is True and db_name not in self._serving:
                 events.database_added(db_name)
                 self._serve(db_name)
         for db_name in [name for name in self._serving if found.get(name, False) is False]:
@@ -204,6 +226,8 @@ class QueueJobRunner:
         worker.pause(self._paused)
         thread = threading.Thread(target=worker.run, name=f"job_worker.{db_name}", daemon=True)
         self._serving[db_name] = worker, thread
+        if self._report:
+            self._limit_data()
         thread.start()
 
     def _pause_asked(self, db_name, paused):
@@ -224,6 +248,7 @@ class QueueJobRunner:
             self._report("replace")
 
     def _check_health(self):
+        self._limit_data()
         options, age = self._options, time.monotonic() - self._began
         ended = sum(worker.pool.ended for worker, _thread in self._serving.values())
         if os.getppid() != self._parent_pid:
@@ -260,6 +285,22 @@ class QueueJobRunner:
             return f"memory is {memory // 2**20} MiB, limit_memory_soft {limit // 2**20}"
         return None
 
+    def _limit_data(self):
+        """Let who asks for more memory than ``limit_memory_hard`` get ``MemoryError``.
+
+        Not by the address space, as Odoo does: there every thread takes more than it will ever use. What the system
+        counts as data has the stacks of threads, each as large as it may become, so these come on top. The rest is a
+        little less than what the process is killed for, where the pages of libraries count.
+        """
+        if not (limit := config["limit_memory_hard"]):
+            return
+        planned = len(self._all()) * (self._options.concurrency + THREADS_BESIDE_SLOTS)
+        threads = max(planned, threading.active_count()) + THREADS_BESIDE_DATABASES
+        stack = threading.stack_size() or resource.getrlimit(resource.RLIMIT_STACK)[0]
+        data = int(limit * DATA_SHARE) + threads * (DEFAULT_STACK if stack == resource.RLIM_INFINITY else stack)
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (data if most == resource.RLIM_INFINITY else min(data, most), most))
+
     def _memory(self):
         return self._process.memory_info().rss
 
@@ -278,23 +319,44 @@ def default_concurrency():
 def databases_with_addon():
     """Which of the databases that ``db_name`` and ``dbfilter`` allow have the addon installed.
 
-    :return: ``{name: True, False or None where the database could not be asked}``; ``None`` if the server could not
+    :return: ``{name: True, False or the error with which the database could not be asked}``
+    :raise psycopg2.Error: the server could not be asked for its databases
     """
+    return {name: _has_addon_or_error(name) for name in config["db_name"] or _databases()}
+
+
+def filters_by_host():
+    """Whether ``dbfilter`` means the host of a request, which a worker has none of."""
+    return any(placeholder in (config["dbfilter"] or "") for placeholder in ("%d", "%h"))
+
+
+def _databases():
+    """The databases of the server that are Odoo's to serve."""
+    connection = Connection("postgres", session=False)
     try:
-        names = config["db_name"] or http.db_filter(list_dbs(force=True), host="")
-    except psycopg2.Error:
-        return None
-    return {name: has_addon(name) for name in names}
+        with connection.transaction() as cr:
+            names = queries.own_databases(cr, {"postgres", config["db_template"]})
+    finally:
+        connection.close()
+    return names if filters_by_host() else http.db_filter(names, host="")
+
+
+def _has_addon_or_error(db_name):
+    try:
+        return has_addon(db_name)
+    except psycopg2.Error as error:
+        return error
 
 
 def has_addon(db_name):
-    """Whether a database has the addon installed, ``None`` if it could not be asked."""
+    """Whether a database has the addon installed.
+
+    :raise psycopg2.Error: it could not be asked
+    """
     # not through Odoo's pool: there, closing what a database leaves open closes what its jobs run on too
     connection = Connection(db_name, session=False)
     try:
         with connection.transaction() as cr:
             return queries.addon_is_installed(cr)
-    except psycopg2.Error:
-        return None
     finally:
         connection.close()
