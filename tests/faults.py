@@ -14,7 +14,9 @@ from contextlib import ExitStack
 
 import psutil
 
-from tests.harness import STALE_AFTER, Count, Worker, addons_path_with, run_odoo, ticks, wait_until
+from tests import copying
+from tests.harness import STALE_AFTER, Count, Database, Worker, addons_path_with, run_odoo, ticks, wait_until
+from tools import databases
 
 
 def keys(count, prefix="job"):
@@ -385,3 +387,41 @@ def wrong_clock(database, folder, jobs, offset):
             assert [wrong.stop(), right.stop()] == [0, 0]
     database.query("DELETE FROM test_job_ledger WHERE key = 'try:retried'")
     return database.count(soon).check()
+
+
+def copies_under_load(database, folder, copies, jobs_per_copy, job_seconds=0.1):
+    """Copies are made at random moments, in all ways, while a worker for all databases runs the original's jobs."""
+    expected, made = [], {}
+    try:
+        with Worker(None, f"--db-filter=^{database.name}", processes=2) as worker:
+            worker.wait_until_ready()
+            for number in range(copies):
+                load = keys(jobs_per_copy, f"load {number}")
+                expected += [f"{database.name}:{key}" for key in load]
+                database.enqueue("job_ledger_here", [(key, job_seconds) for key in load], max_retries=0)
+                left = random.randint(jobs_per_copy // 2, jobs_per_copy)
+                wait_until(lambda left=left: database.unfinished() < left, what="a random moment")
+                copy = Database(f"{database.name}_copy{number}")
+                made[copy] = random.choice(copying.WAYS)
+                made[copy](database, copy.name, folder)
+            database.wait_until_drained(120 + jobs_per_copy * job_seconds)
+            for copy, way in made.items():
+                if way is copying.template:
+                    answer_for_a_copy(worker, copy)
+                copy.wait_for_state(copy.enqueue_one("job_ledger_here", "new"), "done", timeout=60)
+                run_here = [key for key in copy.ledger() if not key.startswith(f"{database.name}:")]
+                assert run_here == [f"{copy.name}:new"], f"{way.__name__}: {run_here}"
+                assert not copy.unfinished(), f"{way.__name__}: {copy.states()}"
+            assert worker.stop() == 0
+    finally:
+        for copy in made:
+            copy.close()
+            databases.drop(copy.name)
+    return database.count(expected).check()
+
+
+def answer_for_a_copy(worker, copy):
+    """Tell a database what it is, once its worker asks."""
+    wait_until(lambda: worker.logged(f"database left alone: database={copy.name}"), 60, "the worker asks")
+    with copy.env() as env:
+        env["queue.dashboard"].settle_copy(is_copy=True)

@@ -16,8 +16,9 @@ import psycopg2
 import pytest
 from odoo.tools import config
 
+from tests import copying
 from tests.faults import keys
-from tests.harness import STALE_AFTER, Database, run_odoo, ticks, wait_until, worker_thread
+from tests.harness import STALE_AFTER, Database, ticks, wait_until, worker_thread
 from tools import databases, postgres
 from tools.paths import ODOO_BIN
 
@@ -67,58 +68,10 @@ def serving(*names):
     assert not thread.is_alive()
 
 
-# --- the ways to make a copy ------------------------------------------------------------------------------------------
-
-
-def duplicate(original, name, folder):
-    odoo_db("duplicate", original.name, name)
-
-
-def duplicate_neutralised(original, name, folder):
-    odoo_db("duplicate", "--neutralize", original.name, name)
-
-
-def dump_and_load(original, name, folder):
-    odoo_db("dump", original.name, folder / "dump.zip")
-    odoo_db("load", name, folder / "dump.zip")
-
-
-def dump_and_load_neutralised(original, name, folder):
-    odoo_db("dump", original.name, folder / "dump.zip")
-    odoo_db("load", "--neutralize", name, folder / "dump.zip")
-
-
 def database_manager(original, name, folder):
     with web_server(folder) as url:
         form = {"master_pwd": PASSWORD, "name": original.name, "new_name": name}
         urllib.request.urlopen(f"{url}/web/database/duplicate", urllib.parse.urlencode(form).encode(), timeout=120)
-
-
-def template(original, name, folder):
-    """By hand; it works when nobody is connected to the original."""
-    original.close()
-
-    def made():
-        with databases.connect() as cr:
-            cr.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [original.name])
-            with suppress(psycopg2.errors.ObjectInUse):
-                cr.execute(f'CREATE DATABASE "{name}" TEMPLATE "{original.name}"')
-                return True
-        return False
-
-    wait_until(made, 60, "a moment without sessions")
-
-
-def template_neutralised(original, name, folder):
-    template(original, name, folder)
-    status, output = run_odoo(Database(name), "neutralize")
-    assert status == 0, output
-
-
-def odoo_db(*args):
-    path = f"{postgres.Server.own().programs}:{os.environ['PATH']}"
-    status, output = run_odoo(None, "db", *map(str, args), environment={"PATH": path})
-    assert status == 0, output[-3000:]
 
 
 @contextmanager
@@ -149,17 +102,6 @@ def answers(url):
     return False
 
 
-WAYS = [
-    duplicate,
-    duplicate_neutralised,
-    dump_and_load,
-    dump_and_load_neutralised,
-    database_manager,
-    template,
-    template_neutralised,
-]
-
-
 # --- what runs where --------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +116,7 @@ def store_work(database):
     return [f"{database.name}:{key}" for key in (*busy, "scheduled", "parent", "child")]
 
 
-@pytest.mark.parametrize("make_copy", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("make_copy", [*copying.WAYS, database_manager], ids=lambda way: way.__name__)
 def test_a_copy_runs_nothing_of_the_original_and_the_original_runs_everything_once(
     fresh_db, copy, tmp_path, worker_for_all, make_copy
 ):
@@ -183,7 +125,7 @@ def test_a_copy_runs_nothing_of_the_original_and_the_original_runs_everything_on
     make_copy(fresh_db, copy.name, tmp_path)
     in_copy = copy.ledger()
     assert all(key.startswith(f"{fresh_db.name}:") for key in in_copy), in_copy
-    if make_copy is template:
+    if make_copy is copying.template:
         assert_untouched(copy, copy.states(), copy.workers(), in_copy)
         with copy.env() as env:
             env["queue.dashboard"].settle_copy(is_copy=True)
@@ -197,7 +139,7 @@ def test_a_copy_runs_nothing_of_the_original_and_the_original_runs_everything_on
     assert [text for (text,) in cancelled] == [
         "Cancelled, not run: this database was neutralized or is a copy, and the job belongs to the original."
     ]
-    assert not set(copy.workers()) & set(fresh_db.workers())
+    assert len(copy.workers()) == 1, "the original's worker is not forgotten"
 
 
 def leave_unfinished(database):
@@ -224,7 +166,7 @@ def assert_untouched(database, states, workers=(), ledger=()):
 
 def test_a_database_that_was_moved_is_left_alone_until_a_manager_says_so(fresh_db, copy, quick, caplog):
     states = leave_unfinished(fresh_db)
-    template(fresh_db, copy.name, None)
+    copying.template(fresh_db, copy.name, None)
     with serving(copy.name):
         wait_until(lambda: "database left alone" in caplog.text, what="it says so")
         assert "copied or moved" in caplog.text
@@ -241,7 +183,7 @@ def test_a_copy_that_takes_the_name_of_a_database_being_served_runs_nothing(fres
     with worker_thread(copy):
         copy.wait_for_state(copy.enqueue_one("job_ledger", "before"), "done")
         databases.drop(copy.name)
-        template(fresh_db, copy.name, None)
+        copying.template(fresh_db, copy.name, None)
         assert_untouched(copy, states)
         copy.query("UPDATE ir_config_parameter SET value = 'of its own' WHERE key = 'database.uuid'")
         wait_until(copy.workers, what="it is served")
@@ -253,7 +195,7 @@ def test_a_copy_that_somebody_is_neutralising_is_left_alone(fresh_db, copy, quic
     """Odoo neutralises at REPEATABLE READ: a row that changes meanwhile would make it fail."""
     if unfinished:
         leave_unfinished(fresh_db)
-    template(fresh_db, copy.name, None)
+    copying.template(fresh_db, copy.name, None)
     if unfinished:
         copy.query("UPDATE ir_config_parameter SET value = 'of its own' WHERE key = 'database.uuid'")
     states = copy.states()
@@ -271,7 +213,7 @@ def test_a_copy_that_somebody_is_neutralising_is_left_alone(fresh_db, copy, quic
 @pytest.mark.parametrize("own_uuid", [True, False])
 def test_a_copy_without_jobs_is_served_within_seconds(fresh_db, copy, quick, own_uuid):
     fresh_db.query("INSERT INTO queue_worker (name, state) VALUES ('of the original', 'running')")
-    template(fresh_db, copy.name, None)
+    copying.template(fresh_db, copy.name, None)
     if own_uuid:
         copy.query("UPDATE ir_config_parameter SET value = 'of its own' WHERE key = 'database.uuid'")
     with worker_thread(copy) as worker:

@@ -44,6 +44,10 @@ def test_a_module_installed_and_upgraded_fails_no_job(fresh_db, tmp_path):
     faults.module_changes(fresh_db, tmp_path, load=200)
 
 
+def test_copies_made_under_load_run_nothing_of_the_original(fresh_db, tmp_path):
+    faults.copies_under_load(fresh_db, tmp_path, copies=3, jobs_per_copy=300)
+
+
 def test_sigterm_under_load_leaves_nothing_started(db):
     faults.sigterm_under_load(db, rounds=3, jobs_per_round=40)
 
