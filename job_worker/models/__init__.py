@@ -1,5 +1,6 @@
 from . import (
     base,
+    ir_actions_report,
     queue_job,
     queue_job_actions,
     queue_job_attempt,

@@ -13,6 +13,7 @@ from . import (
     test_lifecycle,
     test_limit_model,
     test_progress,
+    test_reports,
     test_run_now,
     test_security_orm,
     test_security_rpc,
