@@ -24,7 +24,9 @@ DEFAULT_RETENTION_DAYS = 30
 VACUUM_BATCH = 1000
 IDS_WARNING_SHARE = 0.7
 _VACUUM_CACHE_KEY = "job_worker.vacuum"
-EDITABLE_FIELDS = {"priority", "channel", "scheduled_at", "eta"}
+# When a job runs is its user's affair, before whose jobs that of who manages the queue.
+MANAGERS_FIELDS = {"priority", "channel"}
+EDITABLE_FIELDS = {*MANAGERS_FIELDS, "scheduled_at", "eta"}
 
 
 class QueueJob(models.Model):
@@ -44,6 +46,8 @@ class QueueJob(models.Model):
                 self.env._("These fields of a background job can't be changed: %s", ", ".join(sorted(refused)))
             )
         self.check_access("write")
+        if MANAGERS_FIELDS & set(vals):
+            self._check_may_manage()
         if any(job.state not in (WAITING, PENDING) for job in self):
             raise UserError(self.env._("Only waiting and pending jobs can be changed."))
         result = super().write(vals)
@@ -66,6 +70,13 @@ class QueueJob(models.Model):
     def _check_may_operate(self):
         """Whoever sees a job as a user or manager of the queue may operate it."""
         self.check_access("write")
+
+    def _check_may_manage(self):
+        """Only managers of the queue may let jobs overtake those of others."""
+        if not self.env.su and not self.env.user.has_group("job_worker.group_queue_job_manager"):
+            raise AccessError(
+                self.env._("Only managers of background jobs may change their channel or priority, or put them first.")
+            )
 
     # --- buttons ------------------------------------------------------------------------------------------------------
 
@@ -92,7 +103,8 @@ class QueueJob(models.Model):
         )
 
     def button_run_next(self):
-        """Let pending jobs be the next of their channel, whatever their schedule and priority."""
+        """Let pending jobs be the next of their channel, whatever their schedule and priority; for managers."""
+        self._check_may_manage()
         return self._operate(queries.put_first, self.env._("put first"))
 
     @staticmethod

@@ -1,6 +1,7 @@
 import json
 from types import SimpleNamespace
 
+from lxml import etree
 from odoo.api import SUPERUSER_ID, Environment
 from odoo.exceptions import AccessError
 from odoo.tests import new_test_user, tagged
@@ -256,14 +257,30 @@ class TestJobDisplay(JobCase):
         self.assertTrue(job.is_due)
         self.assertLess(job.priority, first.priority)
 
-    def test_run_next_is_for_who_may_operate_the_job(self):
+    def test_run_next_is_for_managers(self):
         job = self.enqueue(eta=3600)
         for groups in ("base.group_portal", "base.group_user", "job_worker.group_queue_job_user"):
-            with self.subTest(groups), self.assertRaises(AccessError):
-                job.with_user(new_test_user(self.env, f"next {groups}", groups)).sudo(False).button_run_next()
+            user = new_test_user(self.env, f"next {groups}", groups)
+            own = self.target.with_user(user).sudo().with_delay(eta=3600).job_nothing()
+            for jobs in (job, own):
+                with self.subTest(groups), self.assertRaises(AccessError):
+                    jobs.with_user(user).sudo(False).button_run_next()
         manager = new_test_user(self.env, "next manager", "job_worker.group_queue_job_manager")
         job.with_user(manager).sudo(False).button_run_next()
         self.assertTrue(job.is_due)
+
+    def test_who_manages_no_jobs_has_no_button_and_no_field_to_let_one_overtake_others(self):
+        for groups, manages in (
+            ("job_worker.group_queue_job_user", False),
+            ("job_worker.group_queue_job_manager", True),
+        ):
+            user = new_test_user(self.env, f"view {groups}", groups)
+            for kind in ("form", "list"):
+                arch = etree.fromstring(self.env["queue.job"].with_user(user).get_view(view_type=kind)["arch"])
+                self.assertEqual(bool(arch.xpath("//button[@name='button_run_next']")), manages)
+                for name in ("channel", "priority"):
+                    (field,) = arch.xpath(f"//field[@name='{name}'][not(ancestor::field)]")
+                    self.assertEqual(field.get("readonly") != "1", manages, f"{name} in the {kind}")
 
     def test_run_next_leaves_what_is_not_pending(self):
         job = self.in_state("done", priority=7)
