@@ -4,10 +4,12 @@ import logging
 import traceback
 from datetime import timedelta
 
+import psycopg2
 from odoo.exceptions import ConcurrencyError
 from odoo.service.model import PG_CONCURRENCY_EXCEPTIONS_TO_RETRY
 
 from . import queries
+from .database_errors import is_passing
 from .error_origin import class_name, error_origin, traceback_text
 from .exception import CallerGoneError, RetryableJobError
 from .lifecycle import MAX_BACKOFF_SECONDS, NextTry, after_failure, move
@@ -50,7 +52,7 @@ def fail(cr, job, error, *, before=None, outcome="failed", duration=0.0, max_bac
     following = after_failure(job.attempts, job.max_retries, max_backoff=max_backoff, **wish)
     text = error_text(error)
     error_class, error_place = error_origin(error)
-    queries.record_attempt(cr, job.id, job.claim_seq, outcome, following.attempts > job.attempts, duration, text)
+    _record(cr, job, outcome, following.attempts > job.attempts, duration, text)
     moved, stopped = _move_or_stop(
         cr,
         following.transition,
@@ -64,6 +66,24 @@ def fail(cr, job, error, *, before=None, outcome="failed", duration=0.0, max_bac
         error_place=error_place,
     )
     return NextTry("stop", job.attempts, 0) if stopped else following if moved else None
+
+
+def _record(cr, job, outcome, counted, duration, text, repeated=False):
+    """Keep an attempt in the history. Where that is refused (ids used up, a column or a trigger of another addon), the
+    job ends without it.
+
+    :return: as :func:`.queries.record_attempt`
+    """
+    try:
+        with queries.savepoint(cr):
+            return queries.record_attempt(
+                cr, job.id, job.claim_seq, outcome, counted, duration, text, repeated=repeated
+            )
+    except psycopg2.Error as error:
+        if is_passing(error):
+            raise
+        _logger.error("an attempt can't be kept in the history: job=%s outcome=%s", job.id, outcome, exc_info=error)
+        return None
 
 
 def _move_or_stop(cr, transition, jobs, duration=0.0, **params):
@@ -109,7 +129,7 @@ def stop(cr, job, duration=0.0):
 
     :return: whether the attempt still owned the job
     """
-    queries.record_attempt(cr, job.id, job.claim_seq, "cancelled", False, duration, CANCELLED_TEXT)
+    _record(cr, job, "cancelled", False, duration, CANCELLED_TEXT)
     return bool(_cancel(cr, {job.id: job.claim_seq}, duration))
 
 
@@ -121,7 +141,7 @@ def give_back(cr, job, duration):
     :return: whether the attempt still owned the job
     """
     text = "The worker was shut down."
-    queries.record_attempt(cr, job.id, job.claim_seq, "given_back", False, duration, text)
+    _record(cr, job, "given_back", False, duration, text)
     return bool(give_back_unbegun(cr, [job]))
 
 
@@ -150,9 +170,7 @@ def postpone(cr, job, reason, delay, *, longest=None, duration=0.0, database_fai
     :return: whether the attempt still owned the job
     """
     text = error_text(reason)
-    times = queries.record_attempt(
-        cr, job.id, job.claim_seq, "given_back", False, duration, text, repeated=longest is not None
-    )
+    times = _record(cr, job, "given_back", False, duration, text, repeated=longest is not None)
     if longest is not None:
         delay = min(delay * 2 ** min((times or 1) - 1, 30), longest)
     moved, stopped = _move_or_stop(

@@ -104,7 +104,7 @@ TRANSITIONS = {
         (STARTED,),
         PENDING,
         f"{_UNCLAIMED}, {_AFTER_DELAY}, exc_info = %(exc_info)s, "
-        "database_failures = database_failures + %(database_failure)s",
+        "database_failures = COALESCE(database_failures, 0) + %(database_failure)s",
         unless_cancelled=True,
     ),
     "stop": Transition((STARTED,), CANCELLED, f"{_RAN}, cancelled_at = {NOW}, exc_info = %(exc_info)s"),

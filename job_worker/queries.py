@@ -9,13 +9,15 @@ primary key.
 import logging
 import threading
 import time
+from collections import namedtuple
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from io import StringIO
 
 from odoo import sql_db
 from odoo.tools import SQL
 
-from .job import PENDING, STARTED, STATES, WAITING
+from .job import DEFAULT_MAX_RETRIES, PENDING, STARTED, STATES, WAITING
 from .lifecycle import ACTIVE, NOW, SETTLE, STALE_AFTER_SECONDS, TRANSITIONS, WAKE_UP, wake_workers
 
 _sql_logger = logging.getLogger("odoo.sql_db")
@@ -48,6 +50,18 @@ def listen(cr):
 def ping(cr):
     """Ask for an answer."""
     cr.execute("SELECT 1", log_exceptions=False)
+
+
+@contextmanager
+def savepoint(cr):
+    """What fails inside undoes nothing before it."""
+    cr.execute("SAVEPOINT job_worker")
+    try:
+        yield
+    except BaseException:
+        cr.execute("ROLLBACK TO SAVEPOINT job_worker")
+        raise
+    cr.execute("RELEASE SAVEPOINT job_worker")
 
 
 def set_local(settings):
@@ -702,18 +716,25 @@ def upkeep_due(cr, stale_after_seconds):
     return cr.fetchone()
 
 
-def orphaned_jobs(cr, stale_after_seconds, count):
+Orphan = namedtuple(
+    "Orphan", "id claim_seq worker_id begun attempts max_retries cancel_requested exc_info duration uuid"
+)
+
+
+def orphaned_jobs(cr, stale_after_seconds, but, count):
     """Lock jobs whose worker is dead or unknown; index: queue_job_running_idx.
 
     A worker runs what it claimed in the order it claimed it, so of its jobs only the first ``slots`` can have begun.
     Those come last, so that they still are the first ones when ``count`` cuts the list.
 
-    :return: ``(id, claim_seq, worker, begun, attempts, max_retries, cancel_requested, exc_info, duration, uuid)``
+    :param but: ids of jobs to leave out
+    :rtype: list[Orphan]
     """
     cr.execute(
         f"""
-        SELECT job.id, job.claim_seq, job.worker_id, orphan.begun, job.attempts, job.max_retries, job.cancel_requested,
-               job.exc_info, extract(epoch FROM {NOW} - job.started_at)::float, job.uuid
+        SELECT job.id, job.claim_seq, job.worker_id, orphan.begun, COALESCE(job.attempts, 0),
+               COALESCE(job.max_retries, {DEFAULT_MAX_RETRIES}), job.cancel_requested, job.exc_info,
+               extract(epoch FROM {NOW} - job.started_at)::float, job.uuid
           FROM (SELECT running.id, running.claim_seq,
                        row_number() OVER (PARTITION BY worker_id ORDER BY claim_seq)
                            <= COALESCE(worker.slots, 2147483647) AS begun
@@ -723,12 +744,13 @@ def orphaned_jobs(cr, stale_after_seconds, count):
                    AND (running.worker_id IS NOT NULL
                         OR running.started_at < {NOW} - make_interval(secs => %(stale)s))) orphan
           JOIN queue_job job ON job.id = orphan.id AND job.state = 'started' AND job.claim_seq = orphan.claim_seq
+         WHERE NOT job.id = ANY(%(but)s)
          ORDER BY orphan.begun, job.id LIMIT %(count)s
            FOR NO KEY UPDATE OF job SKIP LOCKED
         """,
-        {"stale": stale_after_seconds, "count": count},
+        {"stale": stale_after_seconds, "but": but, "count": count},
     )
-    return cr.fetchall()
+    return [Orphan(*row) for row in cr.fetchall()]
 
 
 def claimed_by(cr, name):

@@ -35,7 +35,7 @@ class QueueWorker(models.Model):
         "Dead After (s)", readonly=True, aggregator=None, help="Without a heartbeat for so long, it is taken for dead."
     )
     state = fields.Selection(WORKER_STATES, required=True, readonly=True, default="running")
-    reason = fields.Char("Why", readonly=True, help="Why it does not claim jobs, if it does not.")
+    reason = fields.Char("Why", readonly=True, help="Why it does not claim jobs, or what does not work, if so.")
     pause_requested = fields.Boolean(readonly=True, help="Asked not to claim any more jobs.")
     job_ids = fields.Many2many("queue.job", compute="_compute_job_ids", string="Jobs Running Here")
     is_alive = fields.Boolean("Alive", compute="_compute_is_alive", search="_search_is_alive")

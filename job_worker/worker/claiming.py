@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 import psycopg2
 
+from ..database_errors import is_trouble
+from ..job import DEFAULT_MAX_RETRIES
 from ..lifecycle import NEXT_CLAIM, NOW, TRANSITIONS, wake_workers
 from . import events
 from .attempt import Claim
-from .connection import is_trouble
 
 # How long to go on from the horizons before all channels are looked for again; 0 looks for them at every claim. And
 # what share of the time looking for them may take, with dead entries by the million.
@@ -169,7 +170,9 @@ WITH channel AS MATERIALIZED (
     UPDATE queue_job job SET {_CLAIMED}
      WHERE job.id = ANY(ARRAY(SELECT id FROM numbered))
     RETURNING job.id, job.claim_seq, job.uuid, job.payload, job.user_id, job.company_id, job.channel, job.priority,
-              job.attempts, job.max_retries, job.timeout, job.database_failures,
+              -- as if it had them: a number that is missing is no reason to fail
+              COALESCE(job.attempts, 0) AS attempts, COALESCE(job.max_retries, {DEFAULT_MAX_RETRIES}) AS max_retries,
+              COALESCE(job.timeout, 0) AS timeout, COALESCE(job.database_failures, 0) AS database_failures,
               extract(epoch FROM {NOW} - job.create_date)::float AS age,
               extract(epoch FROM {NOW} - job.worker_died_at)::float AS died_ago,
               EXISTS (SELECT FROM queue_job child WHERE child.parent_id = job.id OFFSET 0)

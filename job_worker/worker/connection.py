@@ -1,4 +1,4 @@
-"""Connections of the worker's own, apart from those that jobs run on; what tells that a connection is lost."""
+"""Connections of the worker's own, apart from those that jobs run on; opened again when they broke."""
 
 import contextlib
 import os
@@ -9,8 +9,10 @@ from contextlib import contextmanager
 
 import psycopg2
 from odoo.sql_db import connection_info_for
+from odoo.tools import SQL
 
 from .. import queries
+from ..database_errors import is_trouble
 
 # Without answer for this long, a connection counts as broken; a transaction left open that long by a frozen process
 # loses its locks.
@@ -35,23 +37,11 @@ _SETTINGS = {
     "jit": "off",
     "idle_in_transaction_session_timeout": f"{DEAD_AFTER_SECONDS}s",
     "statement_timeout": "60s",
+    # Somebody who holds a row for long is to hold up neither claims nor signs of life.
+    "lock_timeout": "2s",
 }
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
-
-TROUBLE = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.ReadOnlySqlTransaction)
-"""What a database raises that is away, full, restarting, or read-only for now."""
-# connection exceptions, insufficient resources, operator intervention, read-only transaction
-_TROUBLE_CODES = ("08", "53", "57", "25006")
-
-
-def is_trouble(error):
-    """Whether the database failed, not the statement: it is away, out of resources, or read-only for now."""
-    if not isinstance(error, psycopg2.Error) or isinstance(error, psycopg2.errors.QueryCanceled):
-        return False
-    # what libpq says, not the server, has no code
-    broken = error.pgcode is None and type(error) in (psycopg2.OperationalError, psycopg2.DatabaseError)
-    return broken or (error.pgcode or "").startswith(_TROUBLE_CODES)
 
 
 class Line:
@@ -81,14 +71,12 @@ class Connection:
     :param str db_name: database
     :param on_open: called with a cursor each time the connection was opened
     :param bool session: what is set stays set; a pooler may give each transaction another session
-    :param more_settings: of the server, by name
     """
 
-    def __init__(self, db_name, on_open=None, session=True, **more_settings):
+    def __init__(self, db_name, on_open=None, session=True):
         self._db_name = db_name
         self._on_open = on_open
         self._session = session
-        self._settings = {**_SETTINGS, **more_settings}
         self._connection = None
         self._line = None
         self._waiting_since = None
@@ -103,26 +91,22 @@ class Connection:
 
         :param bool single_statement: it has one, which begins and commits it, where settings last for the session
         :rtype: TransactionCursor
-        :raise psycopg2.Error: any of :data:`TROUBLE` leaves the connection closed
+        :raise psycopg2.Error: where it is the database that failed, the connection is closed
         """
         try:
             self.open()
             with self._connection.cursor(cursor_factory=TransactionCursor) as cr:
-                cr.set_up(self._note_sending, {} if self._session else self._settings, single_statement)
+                cr.set_up(self._note_sending, {} if self._session else _SETTINGS, single_statement)
                 try:
                     yield cr
                 except BaseException:
                     cr.roll_back()
                     raise
                 cr.end()
-        except TROUBLE:
-            self.close()
-            raise
         except psycopg2.Error as error:
-            if self.is_open:
-                raise
-            # now and then psycopg2 says no more than DatabaseError of a connection that broke
-            raise psycopg2.OperationalError(str(error)) from error
+            if is_trouble(error):
+                self.close()
+            raise
         finally:
             self._waiting_since = None
 
@@ -140,13 +124,17 @@ class Connection:
             self.close()
             _name, info = connection_info_for(self._db_name)
             if self._session:
-                info = {**info, "options": " ".join(f"-c {name}={value}" for name, value in self._settings.items())}
+                info = {**info, "options": " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())}
             self._connection = psycopg2.connect(**KEEPALIVES, **info)
             self._connection.autocommit = True  # a transaction is begun with its first statement
             self._line = Line(self._connection)
-            if self._on_open:
-                with self._connection.cursor() as cr:
-                    self._on_open(cr)
+            try:
+                if self._on_open:
+                    with self._connection.cursor() as cr:
+                        self._on_open(cr)
+            except BaseException:  # half prepared, it would be taken for ready
+                self.close()
+                raise
 
     def close(self):
         if self._connection is not None:
@@ -167,7 +155,7 @@ class Connection:
         """
         try:
             self._connection.poll()
-        except TROUBLE:
+        except psycopg2.Error:
             self.close()
             raise
         arrived, self._connection.notifies[:] = list(self._connection.notifies), []
@@ -189,6 +177,8 @@ class TransactionCursor(psycopg2.extensions.cursor):
         self._begun = False
 
     def execute(self, query, parameters=None):
+        if isinstance(query, SQL):
+            query, parameters = query.code, query.params
         self._on_send()
         before, self._before = self._before, ""
         self._begun = self._begun or bool(before)
@@ -211,9 +201,13 @@ class TransactionCursor(psycopg2.extensions.cursor):
 
 
 class Backoff:
-    """Waits that grow while something stays broken."""
+    """Waits that grow while something stays broken.
 
-    def __init__(self):
+    :param float longest: seconds
+    """
+
+    def __init__(self, longest=LONGEST_WAIT_SECONDS):
+        self._longest = longest
         self._wait = 0.0
 
     @property
@@ -222,7 +216,7 @@ class Backoff:
 
     def next_wait(self):
         """Seconds to wait before the next try, with jitter."""
-        self._wait = min(self._wait * 2 or FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+        self._wait = min(self._wait * 2 or FIRST_WAIT_SECONDS, self._longest)
         return self._wait * random.uniform(0.5, 1)
 
     def reset(self):

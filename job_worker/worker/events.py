@@ -50,12 +50,22 @@ def no_function(error):
     _logger.warning("claims are slower, because their function can't be created: error=%s", str(error).strip())
 
 
-def database_lost(worker, error):
-    _logger.warning("database lost, trying to reconnect: worker=%s error=%s", worker, str(error).strip())
+def database_lost(worker, where, error):
+    _logger.warning(
+        "database lost, trying to reconnect: worker=%s where=%s error=%s", worker, where, str(error).strip()
+    )
 
 
 def database_back(worker):
     _logger.info("database back: worker=%s", worker)
+
+
+def worker_in_trouble(worker, where, error):
+    _logger.error("worker in trouble: worker=%s where=%s error=%s", worker, where, error_line(error), exc_info=error)
+
+
+def worker_out_of_trouble(worker, where):
+    _logger.info("worker out of trouble: worker=%s where=%s", worker, where)
 
 
 def registry_reloaded(database):
@@ -141,10 +151,15 @@ def jobs_recovered(jobs):
     _logger.warning("jobs of dead workers recovered: count=%s jobs=%s", len(jobs), jobs[:20])
 
 
-def after_done_failed(claim, error):
+def after_end_failed(claim, error):
+    _logger.error("job has ended, but what followed failed: job=%s uuid=%s", claim.id, claim.uuid, exc_info=error)
+
+
+def end_not_written(claim, error):
     _logger.error(
-        "job is done, but what followed its commit failed: job=%s uuid=%s", claim.id, claim.uuid, exc_info=error
-    )
+        "the end of an attempt can't be written, so its job stays started: job=%s error=%s",
+        claim.id, error_line(error), exc_info=error,
+    )  # fmt: skip
 
 
 def unexpected(where, error):

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import psycopg2
 from odoo.modules.registry import Registry
@@ -18,11 +19,11 @@ from psycopg2 import errors
 
 from .. import attempts, graph, queries
 from ..call import ModelNotFoundError, find_caller_gone, perform
+from ..database_errors import is_trouble
 from ..exception import TimeoutJobError
 from ..models.job_serialization import dump_result
 from . import events
 from .attempt import CANCEL, LOST, SHUTDOWN, TIMEOUT, Interrupted
-from .connection import TROUBLE, is_trouble
 from .job_cursor import AttemptLostError, JobCursor
 
 MAX_CONFLICTS = 30
@@ -31,12 +32,13 @@ LONGEST_CONFLICT_WAIT_SECONDS = 1.0
 REGISTRY_WAIT_SECONDS = 5.0
 LONGEST_REGISTRY_WAIT_SECONDS = 300.0
 REGISTRY_PATIENCE_SECONDS = 3600
-WRITE_TRIES = 5
+MAX_DATABASE_FAILURES = 10
+DATABASE_FAILURE_WAIT_SECONDS = 2.0
 LATE_CHILDREN_SECONDS = 0.2
 START_AFTER_CLAIM_SECONDS = 0.05
 
 
-class _DatabaseLostError(Exception):
+class _SessionLostError(Exception):
     """The job's connection broke, or there was none to be had."""
 
 
@@ -46,15 +48,18 @@ class Executor:
     :param str db_name: database
     :param int slots: threads that run attempts
     :param float max_backoff_seconds: longest delay between retries
-    :param on_database_lost: called with a claim and an error when it is unknown how the attempt ended
+    :param unwritten: takes the ends that can't be written at once: :class:`~.unwritten.UnwrittenEnds`
+    :param on_lost: called when it is unknown how an attempt ended: jobs may get no connections any more, see
+        :meth:`probe`
     :param has_next: tells whether another job waits for a thread already
     :param bool prepare: see :class:`~.job_cursor.JobCursor`
     """
 
-    def __init__(self, db_name, slots, max_backoff_seconds, on_database_lost, has_next, prepare=True):
+    def __init__(self, db_name, slots, max_backoff_seconds, unwritten, on_lost, has_next, prepare=True):
         self._db_name = db_name
         self._max_backoff = max_backoff_seconds
-        self._on_database_lost = on_database_lost
+        self._unwritten = unwritten
+        self._on_lost = on_lost
         self._has_next = has_next
         self._prepare = prepare
         # room for threads that were abandoned and not replaced by the system yet
@@ -72,11 +77,15 @@ class Executor:
                 error = self._try_again(attempt, tries, error)
             if error is not None and attempt.settle():
                 self._end(attempt, error)
-        except TROUBLE as error:
-            self._on_database_lost(attempt.claim, error)
         except BaseException as error:
-            events.unexpected("executor", error)
-            self._on_database_lost(attempt.claim, error)
+            self._give_up(attempt.claim, error)
+
+    def probe(self):
+        """See whether jobs get connections.
+
+        :raise Exception: what they get instead
+        """
+        _discard(JobCursor(self._pool, self._db_name, self._prepare))
 
     def release(self):
         """Close the connection of the calling thread, which has nothing to do."""
@@ -127,7 +136,7 @@ class Executor:
                 self._renew_cursor(cr)
             if attempt.registry is not None:
                 attempt.registry.reset_changes()
-            return _DatabaseLostError(error) if lost else error
+            return _SessionLostError(error) if lost else error
         events.job_done(claim, attempt.duration)
         self._after_done(attempt, cr)
         return None
@@ -158,7 +167,7 @@ class Executor:
         try:
             cr.run_postcommit()
         except BaseException as error:
-            events.after_done_failed(claim, error)
+            events.after_end_failed(claim, error)
             _discard(cr)
         self._renew_cursor(cr)
         try:
@@ -166,7 +175,7 @@ class Executor:
             if attempt.has_children or time.monotonic() - claim.claimed_at > LATE_CHILDREN_SECONDS:
                 self._settle_children(claim)
         except Exception as error:
-            events.after_done_failed(claim, error)
+            events.after_end_failed(claim, error)
 
     def _settle_children(self, claim):
         with self._transaction() as cr:
@@ -192,20 +201,34 @@ class Executor:
 
     def _end(self, attempt, error):
         """Write how an attempt ended that did not succeed."""
+        claim = attempt.claim
         if attempt.reason == LOST:
-            events.attempt_lost(attempt.claim)
-        elif isinstance(error, _DatabaseLostError) and not attempt.reason:
-            self._on_database_lost(attempt.claim, error.args[0])
-        else:
-            ended = False
-            for _try in range(WRITE_TRIES):
-                with contextlib.suppress(errors.QueryCanceled, *attempts.CONFLICTS), self._transaction() as cr:
-                    ended = write_end(cr, attempt, error, self._max_backoff)
-                    break
-            else:
-                self._on_database_lost(attempt.claim, error)
-            if ended:
-                self._settle_children(attempt.claim)
+            events.attempt_lost(claim)
+            return
+        if isinstance(error, _SessionLostError) and not attempt.reason:
+            self._give_up(claim, error.args[0])
+            return
+        duration = attempt.duration
+        write = partial(write_end, attempt=attempt, error=error, duration=duration, max_backoff=self._max_backoff)
+        try:
+            with self._transaction() as cr:
+                ended = write(cr)
+        except Exception:  # told if it fails again
+            self._unwritten.add(claim, write)
+            self._on_lost()
+            return
+        if ended:
+            try:
+                self._settle_children(claim)
+            except Exception as settle_error:
+                events.after_end_failed(claim, settle_error)
+
+    def _give_up(self, claim, error):
+        """Let the job go back whose attempt ended in a way that is not known."""
+        if not is_trouble(error):
+            events.unexpected("executor", error)
+        self._unwritten.add(claim, partial(write_lost, claim=claim, error=error, max_backoff=self._max_backoff))
+        self._on_lost()
 
     @contextmanager
     def _transaction(self):
@@ -219,15 +242,15 @@ class Executor:
             raise
 
 
-def write_end(cr, attempt, error, max_backoff):
+def write_end(cr, attempt, error, duration, max_backoff):
     """Write how an attempt ended that did not succeed.
 
     :param cr: cursor at READ COMMITTED
     :param error: what the attempt raised, unless ``attempt.reason`` tells more
+    :param float duration: of the attempt, in seconds
     :return: whether the job has ended, so that the jobs after it are to be settled
     """
-    claim, duration = attempt.claim, attempt.duration
-    reason, ended = attempt.reason, False
+    claim, reason, ended = attempt.claim, attempt.reason, False
     if isinstance(error, AttemptLostError) and queries.attempt_states(cr, {claim.id: claim.claim_seq}).get(claim.id):
         reason = CANCEL
     if reason == CANCEL:
@@ -259,6 +282,24 @@ def write_end(cr, attempt, error, max_backoff):
     if not owned:
         events.attempt_lost(claim)
     return ended
+
+
+def write_lost(cr, claim, error, max_backoff):
+    """Write the end of an attempt that is not known: uncounted, but not without end.
+
+    :param error: what kept it from being known
+    :return: whether the job has ended, so that the jobs after it are to be settled
+    """
+    if claim.database_failures + 1 >= MAX_DATABASE_FAILURES:
+        following = attempts.fail(cr, claim, error, max_backoff=max_backoff)
+        if following:
+            events.job_failed(claim, following, error)
+        return following is not None and following.transition != "retry"
+    delay = DATABASE_FAILURE_WAIT_SECONDS * random.uniform(0.5, 1) * (claim.database_failures + 1)
+    if attempts.postpone(cr, claim, error, delay, database_failure=True):
+        why = "database lost" if is_trouble(error) else "unexpected error"
+        events.job_given_back(claim, f"{why}: {events.error_line(error)}")
+    return False
 
 
 def _timeout_error(claim, duration, where):

@@ -60,7 +60,7 @@ class HomeCheck:
         """Look, and decide what can be decided.
 
         :return: why the database is not to be touched, or ``None``
-        :raise psycopg2.Error: any of TROUBLE
+        :raise psycopg2.Error: it could not be asked
         """
         try:
             if self._look() in _DECIDED and self.is_settled:

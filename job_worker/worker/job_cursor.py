@@ -56,7 +56,11 @@ class JobCursor(Cursor):
         if prepare:
             # each time: a connection that comes from the pool has been reset, which forgets what was prepared
             self._finish = queries.EXECUTE_FINISH
-            self._send(queries.PREPARE_FINISH)
+            try:
+                self._send(queries.PREPARE_FINISH)
+            except BaseException:
+                self.discard()
+                raise
 
     @property
     def broken(self):

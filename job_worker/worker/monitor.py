@@ -1,15 +1,17 @@
 """What goes on beside a worker's claiming: stopping jobs at their deadline, signs of life, the jobs of dead workers."""
 
-import contextlib
 import threading
 import time
+from dataclasses import dataclass
+from functools import partial
 
 import psutil
 
 from .. import queries
+from ..database_errors import is_passing, is_trouble
 from . import events, recovery
 from .attempt import CANCEL, LOST, TIMEOUT
-from .connection import DEAD_AFTER_SECONDS, TROUBLE, Connection
+from .connection import DEAD_AFTER_SECONDS, Connection
 from .executor import write_end
 from .home_check import require_home
 
@@ -17,10 +19,25 @@ TICK_SECONDS = 0.5
 CHECK_ATTEMPTS_SECONDS = 1.0
 INTERRUPT_AGAIN_SECONDS = 0.5
 ABANDON_AFTER_SECONDS = 2.0
-LOCK_TIMEOUT = "2s"
+PATIENCE_SECONDS = 15.0
 ABANDON_AFTER_COMMIT_SECONDS = 60.0
 # What share of the time a sweep over a big backlog of waiting jobs may take.
 MAX_SWEEP_SHARE = 0.1
+
+
+@dataclass
+class _Chore:
+    """What is to be done again and again.
+
+    :param str name: for the log and the worker's record
+    :param act: does it
+    :param float interval: seconds
+    """
+
+    name: str
+    act: object
+    interval: float
+    due_at: float = 0.0
 
 
 class Monitor:
@@ -36,20 +53,26 @@ class Monitor:
     def __init__(self, worker, session=True):
         self._worker = worker
         self._session = session
-        # Somebody who holds a row for long must not keep the worker from giving signs of life.
-        self._connection = Connection(worker.db_name, require_home, session=session, lock_timeout=LOCK_TIMEOUT)
+        self._connection = Connection(worker.db_name, require_home, session=session)
         self._stopped = threading.Event()
+        self._beats = _Chore("signs of life", self._beat, worker.heartbeat_interval_seconds)
+        self._recovery = _Chore("recovery", self._recover, max(1.0, worker.stale_after_seconds / 4))
+        self._sweeping = _Chore("jobs that wait", self._sweep, self._recovery.interval, due_at=float("inf"))
+        upkeep = [
+            self._beats,
+            _Chore("running attempts", self._check_attempts, CHECK_ATTEMPTS_SECONDS),
+            _Chore("ends of attempts", self._write_ends, 0.0),
+            self._recovery,
+            self._sweeping,
+        ]
         self._threads = [
-            threading.Thread(target=self._repeat, args=(chore,), name=f"job_worker.{name}", daemon=True)
-            for name, chore in (("deadlines", self._enforce), ("upkeep", self._keep_up))
+            threading.Thread(target=self._repeat, args=(chores,), name=f"job_worker.{name}", daemon=True)
+            for name, chores in (("deadlines", [_Chore("deadlines", self._enforce, 0.0)]), ("upkeep", upkeep))
         ]
         self._process = psutil.Process()
-        self._abandoned = []
-        self._next_check = self._next_beat = self._next_recovery = 0.0
         self._last_beat = time.monotonic()
         self._cut_off = False
         self._sweep_from = 0
-        self._next_sweep = None
         self._clocks = None
 
     def start(self):
@@ -60,22 +83,30 @@ class Monitor:
         self._stopped.set()
         for thread in self._threads:
             thread.join()
-        with contextlib.suppress(*TROUBLE):
-            self._end_abandoned()
+        self._do(_Chore("ends of attempts", self._write_ends, 0.0))
         self._connection.close()
 
-    def claims(self):
-        """Claims of abandoned attempts whose end is not written yet: ``{job id: claim_seq}``."""
-        return {attempt.claim.id: attempt.claim.claim_seq for attempt in self._abandoned.copy()}
+    def beat_soon(self):
+        """Let the worker's record tell what has changed."""
+        self._beats.due_at = 0.0
 
-    def _repeat(self, chore):
+    def _repeat(self, chores):
         while not self._stopped.wait(TICK_SECONDS):
-            try:
-                chore()
-            except TROUBLE:
-                continue  # the worker's own loop tells about it and finds out when it is over
-            except Exception as error:
-                events.unexpected("monitor", error)
+            for chore in chores:
+                if time.monotonic() >= chore.due_at:
+                    self._do(chore)
+
+    def _do(self, chore):
+        """One chore of several, none of which may keep the others from being done."""
+        chore.due_at = time.monotonic() + chore.interval
+        try:
+            chore.act()
+        except Exception as error:
+            # Of a database that is lost the worker's own loop tells; that somebody is in the way is told if it lasts.
+            if not (is_trouble(error) and self._worker.lost):
+                self._worker.in_trouble(chore.name, error, PATIENCE_SECONDS if is_passing(error) else 0)
+        else:
+            self._worker.out_of_trouble(chore.name)
 
     # --- deadlines ---------------------------------------------------------------------------------------------------
 
@@ -84,15 +115,24 @@ class Monitor:
         now = time.monotonic()
         for connection in (self._worker.connection, self._connection):
             connection.cut_if_silent(max(DEAD_AFTER_SECONDS, self._worker.stale_after_seconds))
+        failed = None
         for attempt in self._worker.pool.running():
-            interrupted_for = now - (attempt.interrupted_at or now)
-            committed_for = now - (attempt.committed_at or now)
-            if attempt.overdue and not attempt.reason:
-                self._interrupt(attempt, TIMEOUT)
-            elif interrupted_for > ABANDON_AFTER_SECONDS or committed_for > ABANDON_AFTER_COMMIT_SECONDS:
-                self._abandon(attempt)
-            elif interrupted_for > INTERRUPT_AGAIN_SECONDS:
-                attempt.interrupt(attempt.reason)
+            try:
+                self._enforce_on(attempt, now)
+            except Exception as error:
+                failed = error
+        if failed:
+            raise failed
+
+    def _enforce_on(self, attempt, now):
+        interrupted_for = now - (attempt.interrupted_at or now)
+        committed_for = now - (attempt.committed_at or now)
+        if attempt.overdue and not attempt.reason:
+            self._interrupt(attempt, TIMEOUT)
+        elif interrupted_for > ABANDON_AFTER_SECONDS or committed_for > ABANDON_AFTER_COMMIT_SECONDS:
+            self._abandon(attempt)
+        elif interrupted_for > INTERRUPT_AGAIN_SECONDS:
+            attempt.interrupt(attempt.reason)
 
     def _interrupt(self, attempt, reason):
         if attempt.interrupt(reason):
@@ -100,45 +140,28 @@ class Monitor:
 
     def _abandon(self, attempt):
         """Take a job from a thread that can't be interrupted; its end is written by the other thread."""
-        self._abandoned.append(attempt)
+        unwritten = self._worker.unwritten
+        end = unwritten.add(attempt.claim)
         if not self._worker.pool.abandon(attempt):
-            self._abandoned.remove(attempt)
+            unwritten.remove(end)
             return
+        end.write = partial(self._end_abandoned, attempt=attempt, duration=attempt.duration)
         reason = "done, but what follows its commit does not end" if attempt.committed_at else attempt.reason
         events.attempt_abandoned(attempt.claim, reason)
         self._worker.on_thread_abandoned()
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
-    def _keep_up(self):
-        now, worker = time.monotonic(), self._worker
-        if now >= self._next_check:
-            self._check_attempts()
-            self._next_check = now + CHECK_ATTEMPTS_SECONDS
-        if now >= self._next_beat and worker.name:
-            self._beat(worker.name)
-            self._next_beat = now + worker.heartbeat_interval_seconds
-        self._end_abandoned()
-        if now >= self._next_recovery and worker.name:
-            self._next_recovery = now + max(1.0, worker.stale_after_seconds / 4)
-            self._recover()
-        if self._next_sweep is not None and now >= self._next_sweep:
-            self._sweep()
+    def _write_ends(self):
+        self._worker.unwritten.write(self._connection)
 
-    def _end_abandoned(self):
-        """End the sessions of abandoned attempts, so that nothing of them can be committed, and write their end."""
-        for attempt in self._abandoned.copy():
-            if not attempt.abandoned:
-                continue
-            with self._connection.transaction() as cr:
-                if attempt.backend_pid and self._session:
-                    queries.terminate_backend(cr, attempt.backend_pid)
-                ended = bool(attempt.committed_at) or (
-                    attempt.reason != LOST and write_end(cr, attempt, None, self._worker.max_backoff_seconds)
-                )
-            self._abandoned.remove(attempt)
-            if ended:
-                recovery.settle_children(self._connection, [attempt.claim.id])
+    def _end_abandoned(self, cr, attempt, duration):
+        """End the session of an abandoned attempt, so that nothing of it can be committed, and write its end."""
+        if attempt.backend_pid and self._session:
+            queries.terminate_backend(cr, attempt.backend_pid)
+        if attempt.committed_at or attempt.reason == LOST:
+            return bool(attempt.committed_at)
+        return write_end(cr, attempt, None, duration, self._worker.max_backoff_seconds)
 
     def _check_attempts(self):
         """Find running attempts whose job was cancelled, recovered or ended by others, or whose session ended."""
@@ -156,44 +179,49 @@ class Monitor:
             if reason and not attempt.reason:
                 self._interrupt(attempt, reason)
 
-    def _beat(self, name):
-        worker = self._worker
+    def _beat(self):
+        worker, name = self._worker, self._worker.name
+        if not name:
+            return
         memory = self._process.memory_info().rss // 2**20
         try:
             with self._connection.transaction() as cr:
                 running = len(worker.pool.running())
                 pause_requested = queries.beat(cr, name, worker.state, worker.obstacles.reason, running, memory)
-        except TROUBLE:
-            self._cut_off = True
+        except Exception as error:
+            self._cut_off = is_passing(error)
+            self.beat_soon()
             raise
         worker.on_beat(name, pause_requested)
         now, cut_off, self._cut_off = time.monotonic(), self._cut_off, False
         if cut_off and now - self._last_beat > worker.stale_after_seconds / 2:
             # The database was away, so others could not report either: give them time before taking them for dead.
-            self._next_recovery = now + worker.stale_after_seconds
+            self._recovery.due_at = now + worker.stale_after_seconds
         self._last_beat = now
 
     def _recover(self):
         worker = self._worker
+        if not worker.name:
+            return
         with self._connection.transaction() as cr:
             orphans, waiting, server_time = queries.upkeep_due(cr, worker.stale_after_seconds)
         if self._clock_jumped(server_time):
             # All workers look dead at once, this one among them: give them time to report.
-            self._next_beat = 0.0
-            self._next_recovery = time.monotonic() + worker.stale_after_seconds
+            self.beat_soon()
+            self._recovery.due_at = time.monotonic() + worker.stale_after_seconds
         elif orphans and recovery.recover_orphans(
-            self._connection, worker.stale_after_seconds, worker.max_backoff_seconds
+            self._connection, worker.unwritten, worker.stale_after_seconds, worker.max_backoff_seconds
         ):
-            self._next_recovery = 0.0
-        if waiting and self._next_sweep is None:
-            self._next_sweep = 0.0
+            self._recovery.due_at = 0.0
+        if waiting:
+            self._sweeping.due_at = min(self._sweeping.due_at, time.monotonic())
 
     def _sweep(self):
         """Settle the next batch of the waiting jobs; then the one after it, until all have been looked at."""
         begin = time.monotonic()
         self._sweep_from = recovery.sweep(self._connection, self._sweep_from)
         end = time.monotonic()
-        self._next_sweep = end + (end - begin) / MAX_SWEEP_SHARE if self._sweep_from else None
+        self._sweeping.due_at = end + (end - begin) / MAX_SWEEP_SHARE if self._sweep_from else float("inf")
 
     def _clock_jumped(self, server_time):
         """Whether the server's clock went on further than ours since the last look: it was set, the server is another

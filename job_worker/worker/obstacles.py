@@ -1,5 +1,6 @@
-"""Why a worker claims nothing, and what people are told about it."""
+"""Why a worker claims nothing, or does not work as it should, and what people are told about it."""
 
+import threading
 import time
 
 PAUSED = "paused"
@@ -12,15 +13,17 @@ _REPEATED = {TROUBLE, BLOCKED}
 
 
 class Obstacles:
-    """What keeps a worker from claiming: at most one reason for each state of ``queue.worker`` that says so.
+    """What keeps a worker from its work: for each state of ``queue.worker`` that says so, at most one reason a subject.
 
     :data:`PAUSED`: somebody asked for it; :data:`BLOCKED`: the database is not to be worked on for now;
-    :data:`TROUBLE`: something is wrong with the worker or its database.
+    :data:`TROUBLE`: something is wrong with the worker or its database. For several threads.
     """
 
     def __init__(self):
         self._reasons = {}
-        self._logged_at = {}
+        self._since = {}
+        self._logged = {}
+        self._lock = threading.Lock()
 
     def __bool__(self):
         return bool(self._reasons)
@@ -28,31 +31,46 @@ class Obstacles:
     @property
     def state(self):
         """The worst of them, as ``queue.worker`` has it; ``None`` without any."""
-        return next((state for state in _STATES if state in self._reasons), None)
+        return self._worst()[0]
 
     @property
     def reason(self):
         """Text of the worst of them; ``None`` without any."""
-        return self._reasons.get(self.state)
+        return self._worst()[1]
 
-    def report(self, state, reason):
+    def _worst(self):
+        reasons = self._reasons
+        worst = min(reasons, key=lambda key: _STATES.index(key[0]), default=None)
+        return (worst[0], reasons[worst]) if worst else (None, None)
+
+    def report(self, state, reason, about=None, kind=None, patience=0.0):
         """Note an obstacle, or that it is still there.
 
-        :return: whether to log it: it is new, its reason changed, or it has lasted for another minute
+        :param about: what it is about, where a state may have several
+        :param kind: tells it from another one about the same; by default the reason
+        :param float patience: seconds that it has to last to count
+        :return: whether to log it: it is new, of another kind, or it has lasted for another minute
         """
-        reasons, now = self._reasons, time.monotonic()
-        known = reasons.get(state) == reason
-        self._reasons = {**reasons, state: reason}  # replaced, not changed: the monitor's thread reads it
-        if known and (state not in _REPEATED or now < self._logged_at[state] + REPEAT_SECONDS):
-            return False
-        self._logged_at[state] = now
-        return True
+        kind, key, now = kind or reason, (state, about), time.monotonic()
+        with self._lock:
+            if now < self._since.setdefault(key, now) + patience:
+                return False
+            known, logged_at = self._logged.get(key, (None, now))
+            self._reasons = {**self._reasons, key: reason}  # replaced, not changed: it is read without the lock
+            if known == kind and (state not in _REPEATED or now < logged_at + REPEAT_SECONDS):
+                return False
+            self._logged[key] = kind, now
+            return True
 
-    def clear(self, state):
+    def clear(self, state, about=None):
         """Forget an obstacle.
 
-        :return: whether it was there
+        :return: its kind, ``None`` if it was not there
         """
-        reasons = self._reasons
-        self._reasons = {other: reason for other, reason in reasons.items() if other != state}
-        return state in reasons
+        key = state, about
+        if key not in self._since:
+            return None
+        with self._lock:
+            del self._since[key]
+            self._reasons = {other: reason for other, reason in self._reasons.items() if other != key}
+            return self._logged.pop(key, (None,))[0]

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import uuid
+from functools import partial
 from types import SimpleNamespace
 
 from odoo.modules.module import get_manifest
@@ -16,27 +17,28 @@ from odoo.modules.registry import Registry
 from odoo.tools import config
 
 from .. import attempts, queries
+from ..database_errors import is_trouble
 from ..lifecycle import MAX_BACKOFF_SECONDS, SETTLE, STALE_AFTER_SECONDS
 from . import events, filestore, recovery
 from .attempt import LOST, SHUTDOWN
 from .claiming import Claiming
-from .connection import TROUBLE, Backoff, Connection
+from .connection import Backoff, Connection
 from .executor import Executor
 from .home_check import LOOK_SECONDS, HomeCheck, require_home
 from .monitor import Monitor
-from .obstacles import BLOCKED, PAUSED, Obstacles
+from .obstacles import BLOCKED, PAUSED, TROUBLE, Obstacles
 from .pool import Pool
 from .signals import Signals
+from .unwritten import UnwrittenEnds
 
 BUSY_CHANNEL_WAIT_SECONDS = 0.001
 FULL_CHANNEL_WAIT_SECONDS = 0.25
 LOCKED_SCHEDULE_WAIT_SECONDS = 0.05
 LONGEST_NAP_SECONDS = 0.5
 GIVE_BACK_AFTER_SECONDS = 0.5
-MAX_DATABASE_FAILURES = 10
-DATABASE_FAILURE_WAIT_SECONDS = 2.0
 GIVE_UP_AFTER_SECONDS = 10.0
 _JOB_ID = re.compile(r"\b\d{1,18}\b")
+_LOST = "lost"
 
 
 def new_worker_name():
@@ -127,20 +129,23 @@ class QueueWorker:
         self._claiming = Claiming(session=listen)
         self._signals = Signals(db_name)
         self._trouble = Backoff()
-        self._lost = []
         self._unsettled = set()
+        self._doubtful = False
+        self.lost = False
+        self.unwritten = UnwrittenEnds()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
-        executor = Executor(
+        self._executor = Executor(
             db_name,
             concurrency,
             max_backoff_seconds,
-            self._database_lost,
+            self.unwritten,
+            self._on_lost,
             has_next=lambda: self.pool.has_next,
             prepare=listen,
         )
-        self.pool = Pool(concurrency, executor.run, self._wake, executor.release)
+        self.pool = Pool(concurrency, self._executor.run, self._wake, self._executor.release)
         self._monitor = Monitor(self, session=listen)
 
     @property
@@ -177,12 +182,10 @@ class QueueWorker:
             while not self.stopping:
                 try:
                     self._serve()
-                except TROUBLE as error:
-                    self._on_trouble(error)
                 except Exception as error:
-                    if not self._trouble.broken:
-                        events.unexpected("worker", error)
-                    self._on_trouble(error)
+                    self.lost = is_trouble(error)
+                    self.in_trouble("claims", error)
+                    self._nap(self._trouble.next_wait())
             self._drain()
         finally:
             self._monitor.stop()
@@ -194,7 +197,7 @@ class QueueWorker:
     def _serve(self):
         """Claim and hand out until stopped.
 
-        :raise psycopg2.Error: any of TROUBLE
+        :raise Exception: the database is away, or something is wrong with it or with this worker
         """
         if reason := self._home.obstacle():
             self._hold(reason)
@@ -203,12 +206,13 @@ class QueueWorker:
         Registry(self.db_name)  # here, not in the middle of a claim: loading it takes seconds
         self._register()
         if self._trouble.broken:
-            self._probe()
+            self._executor.probe()  # the worker's own connection may stand while no other can be opened
         while not self.stopping:
             wait = self._step()
             if self._trouble.broken:
                 self._trouble.reset()
-                events.database_back(self.name)
+                self.lost = False
+                self.out_of_trouble("claims")
             self._wait(wait)
 
     def _hold(self, reason):
@@ -216,17 +220,6 @@ class QueueWorker:
         if self._home.is_settled and self.obstacles.report(BLOCKED, reason):
             events.database_held(self.db_name, reason)
         self._nap(LOOK_SECONDS)
-
-    def _probe(self):
-        """See whether jobs get connections: the worker's own may stand while no other can be opened."""
-        probe = Connection(self.db_name, session=False)
-        probe.open()
-        probe.close()
-
-    def _on_trouble(self, error):
-        if not self._trouble.broken:
-            events.database_lost(self.name, error)
-        self._nap(self._trouble.next_wait())
 
     def _register(self):
         """Make the worker known, under a new name if it has none that lives; take stock of what it owns."""
@@ -254,7 +247,12 @@ class QueueWorker:
         while self._predecessors:
             died, how = self._predecessors[-1]
             while recovery.recover_orphans(
-                self.connection, self.stale_after_seconds, self.max_backoff_seconds, buried=died, how=how
+                self.connection,
+                self.unwritten,
+                self.stale_after_seconds,
+                self.max_backoff_seconds,
+                buried=died,
+                how=how,
             ):
                 pass
             self._predecessors.pop()
@@ -277,29 +275,17 @@ class QueueWorker:
         self._claiming.forget()
 
     def _take_stock(self):
-        """Write what is left to write of attempts whose connection broke; give back what was claimed unknowingly."""
+        """Give back what was claimed unknowingly."""
         with self.connection.transaction() as cr:
-            while self._lost:
-                claim, error = self._lost[0]
-                self._postpone(cr, claim, error)
-                self._lost.pop(0)
-            known = self.pool.claims() | self._monitor.claims()
+            # looked at in the order in which an attempt goes from one to the other, and before the database
+            known = self.pool.claims() | self.unwritten.claims()
             owned = queries.claimed_by(cr, self.name).items()
-            unknown = [SimpleNamespace(id=job_id, claim_seq=seq) for job_id, seq in owned if known.get(job_id) != seq]
-            attempts.give_back_unbegun(cr, unknown)
+        unknown = [SimpleNamespace(id=job_id, claim_seq=seq) for job_id, seq in owned if known.get(job_id) != seq]
+        self._give_back(unknown, "it is not known that they were claimed")
 
-    def _postpone(self, cr, claim, error):
-        if claim.database_failures + 1 >= MAX_DATABASE_FAILURES:
-            if following := attempts.fail(cr, claim, error, max_backoff=self.max_backoff_seconds):
-                events.job_failed(claim, following, error)
-            return
-        delay = DATABASE_FAILURE_WAIT_SECONDS * random.uniform(0.5, 1) * (claim.database_failures + 1)
-        if attempts.postpone(cr, claim, error, delay, database_failure=True):
-            events.job_given_back(claim, f"database lost: {events.error_line(error)}")
-
-    def _database_lost(self, claim, error):
-        """Called on a slot's thread."""
-        self._lost.append((claim, error))
+    def _on_lost(self):
+        """Called on a slot's thread that does not know how an attempt ended, or can't write it."""
+        self._doubtful = True
         self._wake()
 
     def _step(self):
@@ -309,9 +295,9 @@ class QueueWorker:
         """
         if self._buried:
             self._start_over()
-        if self._lost:
-            self._take_stock()
-            self._probe()
+        if self._doubtful:
+            self._doubtful = False
+            self._executor.probe()
         if self._unsettled:
             self._settle()
         self._give_back(self.pool.take_waiting(longer_than=GIVE_BACK_AFTER_SECONDS), "the threads are busy")
@@ -366,7 +352,12 @@ class QueueWorker:
         """Settle what transactions told of that ended; what runs here settles by itself what came to wait for it."""
         job_ids, self._unsettled = self._unsettled, set()
         self.pool.expect_children(job_ids)
-        recovery.settle(self.connection, job_ids)
+        try:
+            recovery.settle(self.connection, job_ids)
+        except Exception as error:
+            if is_trouble(error):
+                raise
+            events.unexpected("jobs that wait", error)  # the sweep makes up for it, or tells that it can't
 
     def _mark_due(self):
         """Make claimable what is due; whether there was anything that nobody else is changing."""
@@ -429,6 +420,28 @@ class QueueWorker:
         if self.obstacles.clear(state) and not self.obstacles:
             events.claiming_resumed(self.name)
 
+    def in_trouble(self, where, error, patience=0.0):
+        """Note that a part of the worker does not work; repeated in the log every minute. For any thread.
+
+        :param str where: the part
+        :param error: an exception
+        :param float patience: seconds that it has to last to be told
+        """
+        lost = is_trouble(error)
+        reason = f"{'database lost' if lost else where}: {events.error_line(error)}"
+        if self.obstacles.report(TROUBLE, reason, where, kind=_LOST if lost else type(error), patience=patience):
+            (events.database_lost if lost else events.worker_in_trouble)(self.name, where, error)
+            self._monitor.beat_soon()
+
+    def out_of_trouble(self, where):
+        """Note that a part of the worker works."""
+        if kind := self.obstacles.clear(TROUBLE, where):
+            if kind == _LOST:
+                events.database_back(self.name)
+            else:
+                events.worker_out_of_trouble(self.name, where)
+            self._monitor.beat_soon()
+
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     def _wake(self):
@@ -478,9 +491,16 @@ class QueueWorker:
         """Make jobs claimable again that no thread has begun."""
         if not claims:
             return
-        with self.connection.transaction() as cr:
-            attempts.give_back_unbegun(cr, claims)
-        events.jobs_given_back(claims, reason)
+        try:
+            with self.connection.transaction() as cr:
+                attempts.give_back_unbegun(cr, claims)
+        except Exception as error:
+            if is_trouble(error):
+                raise
+            for claim in claims:  # one of them can't be given back
+                self.unwritten.add(claim, partial(_give_back_one, claim=claim))
+        else:
+            events.jobs_given_back(claims, reason)
 
     def _drain(self):
         """Let the running jobs finish, for as long as they may; give back the others.
@@ -489,8 +509,7 @@ class QueueWorker:
         in a transaction that keeps the whole cluster from cleaning up.
         """
         events.worker_stopping(self.name, len(self.pool.running()))
-        with contextlib.suppress(*TROUBLE):
-            self._give_back(self.pool.take_waiting(), "shutdown")
+        self._try_to(lambda: self._give_back(self.pool.take_waiting(), "shutdown"))
         self.connection.close()
         deadline = None if self._shutdown_timeout is None else time.monotonic() + self._shutdown_timeout
         give_up_at = None
@@ -505,12 +524,27 @@ class QueueWorker:
 
     def _leave(self):
         """Take leave of the database: nothing stays started in this worker's name."""
-        with contextlib.suppress(*TROUBLE):
-            if self.name:
-                self._take_stock()
-                with self.connection.transaction() as cr:
-                    queries.unregister_worker(cr, self.name)
+        if self.name:
+            self._try_to(self._take_stock, lambda: self.unwritten.write(self.connection), self._unregister)
         self.connection.close()
         self._wake_receiver.close()
         self._wake_sender.close()
         events.worker_stopped(self.name)
+
+    def _unregister(self):
+        with self.connection.transaction() as cr:
+            queries.unregister_worker(cr, self.name)
+
+    def _try_to(self, *steps):
+        """Steps on the way out, which goes on whatever comes of them."""
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                if is_trouble(error):  # others will find what is left
+                    return
+                self.in_trouble("shutdown", error)
+
+
+def _give_back_one(cr, claim):
+    attempts.give_back_unbegun(cr, [claim])

@@ -1,55 +1,76 @@
 """Jobs of dead workers are taken back, jobs whose promotion got lost are promoted. Any living worker does it."""
 
-from types import SimpleNamespace
+from functools import partial
 
 from .. import attempts, graph, queries
+from ..database_errors import is_trouble
 from ..exception import WorkerDiedJobError
 from . import events
 
 BATCH = 100
 SWEEP_BATCH = 5000
+_SILENT = "its heartbeat stopped"
 
 
-def recover_orphans(connection, stale_after_seconds, max_backoff, buried=None, how="its heartbeat stopped"):
+def recover_orphans(connection, unwritten, stale_after_seconds, max_backoff, buried=None, how=_SILENT):
     """Take back a batch of the jobs of workers that are dead.
 
-    What had begun counts as a failed attempt; what had only been claimed ahead does not.
-
     :param connection: :class:`~.connection.Connection`
+    :param unwritten: takes those that can't be taken back: :class:`~.unwritten.UnwrittenEnds`
     :param str buried: name of the first worker of a process that is known to be dead
     :param str how: what is known of its end
     :return: whether there may be more
     """
     with connection.transaction() as cr:
         queries.bury_workers(cr, stale_after_seconds, buried)
-    failed, recovered, errors = [], [], []
+    ended, recovered, refused = [], [], []
     with connection.transaction() as cr:
-        for row in queries.orphaned_jobs(cr, stale_after_seconds, BATCH):
-            job = SimpleNamespace(id=row[0], claim_seq=row[1], worker_id=row[2], attempts=row[4], max_retries=row[5])
-            begun, cancel_requested, exc_info, duration, job.uuid = row[3], *row[6:10]
-            recovered.append(job.id)
-            if not begun:
-                attempts.give_back_unbegun(cr, [job])
-            elif cancel_requested:
-                attempts.stop(cr, job, duration)
-                failed.append(job.id)
-            else:
-                known = how if (job.worker_id or "").partition("/")[0] == buried else "its heartbeat stopped"
-                error = WorkerDiedJobError(f"worker {job.worker_id} is gone: {known}")
-                following = attempts.fail(
-                    cr, job, error, before=exc_info, outcome="died", duration=duration, max_backoff=max_backoff
-                )
-                if following and following.transition != "retry":
-                    failed.append(job.id)
-                if following and following.transition == "fail":
-                    errors.append((job, following, error))
+        orphans = queries.orphaned_jobs(cr, stale_after_seconds, list(unwritten.claims()), BATCH)
+        for orphan in orphans:
+            known = how if (orphan.worker_id or "").partition("/")[0] == buried else _SILENT
+            take_back = partial(_take_back, orphan=orphan, how=known, max_backoff=max_backoff)
+            try:
+                with queries.savepoint(cr):
+                    if take_back(cr):
+                        ended.append(orphan.id)
+                recovered.append(orphan.id)
+            except Exception as error:
+                if is_trouble(error):
+                    raise
+                refused.append((orphan, take_back))
+    for orphan, take_back in refused:
+        unwritten.add(orphan, take_back)
     if recovered:
         events.jobs_recovered(recovered)
-    for failure in errors:
-        events.job_failed(*failure)
-    if failed:
-        settle_children(connection, failed)
-    return len(recovered) == BATCH
+    if ended:
+        settle_children(connection, ended)
+    return len(orphans) == BATCH
+
+
+def _take_back(cr, orphan, how, max_backoff):
+    """End the attempt of a worker that is dead: a failure if it had begun; uncounted if it had only been claimed ahead.
+
+    :return: whether the job has ended, so that the jobs after it are to be settled
+    """
+    if not orphan.begun:
+        attempts.give_back_unbegun(cr, [orphan])
+        return False
+    if orphan.cancel_requested:
+        attempts.stop(cr, orphan, orphan.duration)
+        return True
+    error = WorkerDiedJobError(f"worker {orphan.worker_id} is gone: {how}")
+    following = attempts.fail(
+        cr,
+        orphan,
+        error,
+        before=orphan.exc_info,
+        outcome="died",
+        duration=orphan.duration,
+        max_backoff=max_backoff,
+    )
+    if following and following.transition == "fail":
+        events.job_failed(orphan, following, error)
+    return following is not None and following.transition != "retry"
 
 
 def settle_children(connection, job_ids):
