@@ -146,6 +146,32 @@ def test_a_write_of_a_job_that_said_it_only_reads_is_its_own_failure(db):
     assert (ended["attempts"], ended["database_failures"]) == (2, 0)
 
 
+def test_jobs_that_say_no_more_than_the_orm_does_share_a_session(db):
+    with worker_thread(db, concurrency=1):
+
+        def session():
+            job = db.enqueue_one("job_execute", "SELECT pg_backend_pid()")
+            db.wait_for_state(job, "done")
+            return db.value("SELECT result FROM queue_job WHERE id = %s", job)
+
+        before = session()
+        with db.env() as env:
+            partners = env["res.partner"].create([{"name": f"partner {number}"} for number in range(3)])
+            jobs = [
+                partners.with_delay().write({"comment": "a; b"}),
+                partners.with_delay().copy(),
+                partners.with_delay().search([("name", "=ilike", "partner%"), ("category_id.name", "!=", ";")]),
+                partners.with_delay().unlink(),
+                env["test.job.target"].with_delay().job_enqueue_in_a_row(["a", "b", "c"], ["d", "e", "f"]),
+                env["test.job.target"].with_delay().job_track(2, 0.1),
+                env["test.job.target"].with_delay(max_retries=1).job_ledger_then_fail("x"),
+            ]
+            ids = [job.id for job in jobs]
+        for job in ids:
+            db.wait_for_state(job, "done", "failed")
+        assert session() == before
+
+
 @pytest.mark.parametrize("error", [None, "value"])
 def test_no_job_finds_the_context_variables_of_another(db, error):
     with worker_thread(db, concurrency=1):
