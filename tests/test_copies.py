@@ -177,6 +177,18 @@ def test_a_database_that_was_moved_is_left_alone_until_a_manager_says_so(fresh_d
     assert copy.ledger() == {f"{copy.name}:{key}": 1 for key in ("due", "child", "running")}
 
 
+def test_a_database_that_was_renamed_goes_on(fresh_db, copy, quick):
+    with worker_thread(fresh_db):
+        fresh_db.wait_for_state(fresh_db.enqueue_one("job_ledger_here", "before"), "done")
+    later = fresh_db.enqueue_one("job_ledger_here", "after")
+    fresh_db.close()
+    with databases.connect() as cr:
+        cr.execute(f'ALTER DATABASE "{fresh_db.name}" RENAME TO "{copy.name}"')
+    with worker_thread(copy):
+        copy.wait_for_state(later, "done")
+    assert copy.ledger() == {f"{fresh_db.name}:before": 1, f"{copy.name}:after": 1}
+
+
 def test_a_copy_that_takes_the_name_of_a_database_being_served_runs_nothing(fresh_db, copy, quick):
     states = leave_unfinished(fresh_db)
     databases.clone(copy.name)
