@@ -906,11 +906,18 @@ def expired_jobs(cr, retention_days, after, count):
 
 
 def delete_jobs(cr, ids):
-    """Delete jobs, by key.
+    """Delete jobs that nobody is changing, or storing others behind; by key.
 
+    :return: how many were deleted
     :raise psycopg2.DatabaseError: something refuses it, a foreign key of another addon for example
     """
-    cr.execute("DELETE FROM queue_job WHERE id = ANY(%s)", (list(ids),), log_exceptions=False)
+    cr.execute(
+        "DELETE FROM queue_job"
+        " WHERE id = ANY(ARRAY(SELECT id FROM queue_job WHERE id = ANY(%s) FOR UPDATE SKIP LOCKED))",
+        (list(ids),),
+        log_exceptions=False,
+    )
+    return cr.rowcount
 
 
 MAX_ID = 2**31 - 1

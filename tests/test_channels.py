@@ -193,8 +193,8 @@ def test_a_job_moved_or_rescheduled_while_it_is_being_claimed_is_not_started(db,
         "), pause AS MATERIALIZED (SELECT pg_sleep(1) FROM best LIMIT 1), locked AS MATERIALIZED (",
     )
     slow = sql.replace(*lock).replace(
-        "AND channel = (SELECT channel FROM best",
-        "AND (SELECT count(*) FROM pause) >= 0 AND channel = (SELECT channel FROM best",
+        "AND CASE state WHEN 'pending' THEN is_due AND",
+        "AND (SELECT count(*) FROM pause) >= 0 AND CASE state WHEN 'pending' THEN is_due AND",
     )
     monkeypatch.setitem(claiming._STATEMENTS, "claim", slow)
     with worker_thread(db):

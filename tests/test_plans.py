@@ -70,6 +70,7 @@ class ExplainingCursor:
     def __init__(self, cr):
         self._cr = cr
         self.plans = []
+        self.rowcount = 0
 
     def execute(self, sql, *args, **kwargs):
         if sql.startswith("SET LOCAL"):

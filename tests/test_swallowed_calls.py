@@ -14,11 +14,11 @@ from tests.harness import Worker, ticks, wait_until, worker_thread  # first: it 
 
 from odoo.addons.job_worker.delay import chain, group  # isort: skip
 from odoo.addons.job_worker.lifecycle import move  # isort: skip
-from odoo.addons.job_worker.worker import claiming  # isort: skip
-from odoo.addons.job_worker.worker.recovery import SWEEP_BATCH  # isort: skip
+from odoo.addons.job_worker.worker import claiming, recovery  # isort: skip
 
 USUAL_TIMES = {"stale-after": 60, "heartbeat-interval": 15, "poll-timeout": 5}
 SOON = 3  # seconds
+HELD = 6000
 
 
 @contextmanager
@@ -140,6 +140,24 @@ def test_a_request_whose_call_was_about_to_be_swallowed_is_tried_again(db):
     assert db.ledger() == {"first": 1, "again": 1}
 
 
+def test_jobs_behind_many_that_a_caller_holds_go_on(db):
+    def call_all(env):
+        calls = (env["test.job.target"].delayable(identity_key=f"key {n}").job_nothing() for n in range(HELD))
+        return group(*calls).delay()
+
+    with db.env() as env:
+        held = call_all(env).ids
+    with caller(db) as env:
+        assert call_all(env).ids == held
+        others = db.enqueue("job_nothing", [()] * 300)
+        with worker_thread(db):
+            wait_until(
+                lambda: db.value("SELECT count(*) FROM queue_job WHERE id = ANY(%s) AND state = 'done'", others) == 300,
+                what="the others run",
+            )
+        assert db.states() == {"done": 300, "pending": HELD}
+
+
 def test_a_caller_at_read_committed_is_refused_a_job_that_began_while_it_looked(db, held):
     with ThreadPoolExecutor() as executor, caller(db, psycopg2.extensions.ISOLATION_LEVEL_READ_COMMITTED) as env:
         with db.env() as claimer:
@@ -194,21 +212,17 @@ def test_a_graph_behind_a_known_job_that_ended_unseen_runs_at_once(db):
         db.wait_for_state(last, "done", timeout=SOON)
 
 
-def test_a_worker_that_only_polls_looks_at_all_waiting_jobs_in_a_row(db, held):
+def test_a_worker_that_only_polls_looks_at_all_waiting_jobs_in_a_row(db, held, monkeypatch):
+    monkeypatch.setattr(recovery, "SWEEP_BATCH", 50)
     with db.env() as env:
         target = env["test.job.target"]
-        group(*(target.delayable().job_nothing() for _job in range(2 * SWEEP_BATCH))).delay()
+        group(*(target.delayable().job_nothing() for _job in range(200))).delay()
         ended, found = chain(target.delayable().job_nothing(), target.delayable().job_nothing()).delay().ids
-    db.query(
-        "UPDATE queue_job SET state = 'waiting', is_due = false, parent_id = %s WHERE id < %s AND id != %s",
-        held,
-        ended,
-        held,
-    )
+    waiting = "UPDATE queue_job SET state = 'waiting', is_due = false, parent_id = %s WHERE id < %s AND id != %s"
+    db.query(waiting, held, ended, held)
     db.query("UPDATE queue_job SET state = 'done', completed_at = create_date, is_due = false WHERE id = %s", ended)
-    with Worker(db, "--no-listen", times=USUAL_TIMES) as worker:
-        worker.wait_until_ready()
-        db.wait_for_state(found, "done", timeout=12)
+    with worker_thread(db, listen=False, stale_after_seconds=60, heartbeat_interval_seconds=15):
+        db.wait_for_state(found, "done")
 
 
 @pytest.mark.parametrize("end", ["run_now", "button_set_to_done"])

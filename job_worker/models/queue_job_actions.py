@@ -269,7 +269,7 @@ class QueueJob(models.Model):
             return 0
         try:
             with self.env.cr.savepoint(flush=False):
-                queries.delete_jobs(self.env.cr, job_ids)
+                return queries.delete_jobs(self.env.cr, job_ids)
         except psycopg2.OperationalError:
             raise
         except psycopg2.DatabaseError as error:
@@ -278,7 +278,6 @@ class QueueJob(models.Model):
                 return 0
             middle = len(job_ids) // 2
             return self._delete_expired(job_ids[:middle]) + self._delete_expired(job_ids[middle:])
-        return len(job_ids)
 
     @api.model
     def _ids_running_out(self):

@@ -34,7 +34,7 @@ MAX_DISCOVER_SHARE = 0.1
 MAX_KNOWN_CHANNELS = 200
 # How many jobs more than wanted to look at, once all of the best turned out to be locked by somebody.
 FIRST_FURTHER = 8
-MOST_FURTHER = 1024
+MOST_FURTHER = 16 * 1024
 _LOCK_SPACE = 0x6A6F62  # "job": first key of the advisory locks of channels
 
 # The order of claims: as queue_job_claim_idx has it.
@@ -149,9 +149,9 @@ WITH channel AS MATERIALIZED (
 ), locked AS MATERIALIZED (
     -- What else the choice went by is asked again of a row that was changed since the snapshot.
     SELECT id FROM queue_job
-     -- claimable, as an expression that no index has but the one of the ids
-     WHERE id = ANY(ARRAY(SELECT id FROM best)) AND CASE state WHEN 'pending' THEN is_due END
-       AND channel = (SELECT channel FROM best WHERE best.id = queue_job.id)
+     -- claimable, as an expression that no index has but the one of the ids, and that no join comes from
+     WHERE id = ANY(ARRAY(SELECT id FROM best))
+       AND CASE state WHEN 'pending' THEN is_due AND (id, channel) IN (SELECT id, channel FROM best) END
        FOR NO KEY UPDATE SKIP LOCKED
 ), ranked AS MATERIALIZED (
     SELECT id, oldest, ample, row_number() OVER (ORDER BY place) AS place
@@ -359,7 +359,7 @@ class Claiming:
         self._remember(opened["heads"], jobs)
         tried = opened["channels"] and opened["alive"] and not opened["modules_changing"]
         if tried:
-            self._further = 0 if jobs else min(max(2 * self._further, FIRST_FURTHER), MOST_FURTHER)
+            self._further = 0 if jobs else min(max(4 * self._further, FIRST_FURTHER), MOST_FURTHER)
         due_in = opened["due_in"]
         return Outcome(
             claims=[_as_claim(job, opened["throttled"] or ()) for job in jobs],

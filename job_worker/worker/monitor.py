@@ -21,7 +21,7 @@ INTERRUPT_AGAIN_SECONDS = 0.5
 ABANDON_AFTER_SECONDS = 2.0
 PATIENCE_SECONDS = 15.0
 ABANDON_AFTER_COMMIT_SECONDS = 60.0
-# What share of the time a sweep over a big backlog of waiting jobs may take.
+# What share of the time a sweep over a big backlog of waiting jobs may take, of all workers together.
 MAX_SWEEP_SHARE = 0.1
 
 
@@ -220,8 +220,11 @@ class Monitor:
         """Settle the next batch of the waiting jobs; then the one after it, until all have been looked at."""
         begin = time.monotonic()
         self._sweep_from = recovery.sweep(self._connection, self._sweep_from)
-        end = time.monotonic()
-        self._sweeping.due_at = end + (end - begin) / MAX_SWEEP_SHARE if self._sweep_from else float("inf")
+        took, self._sweeping.due_at = time.monotonic() - begin, float("inf")
+        if self._sweep_from:
+            with self._connection.transaction() as cr:
+                workers = max(len(queries.workers_alive(cr)), 1)
+            self._sweeping.due_at = begin + workers * took / MAX_SWEEP_SHARE
 
     def _clock_jumped(self, server_time):
         """Whether the server's clock went on further than ours since the last look: it was set, the server is another
