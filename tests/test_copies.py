@@ -189,7 +189,7 @@ def test_a_database_that_was_renamed_goes_on(fresh_db, copy, quick):
     assert copy.ledger() == {f"{fresh_db.name}:before": 1, f"{copy.name}:after": 1}
 
 
-def test_a_copy_that_takes_the_name_of_a_database_being_served_runs_nothing(fresh_db, copy, quick):
+def test_a_copy_that_takes_the_name_of_a_database_being_served_runs_nothing(fresh_db, copy, quick, caplog):
     states = leave_unfinished(fresh_db)
     databases.clone(copy.name)
     with worker_thread(copy):
@@ -200,6 +200,8 @@ def test_a_copy_that_takes_the_name_of_a_database_being_served_runs_nothing(fres
         copy.query("UPDATE ir_config_parameter SET value = 'of its own' WHERE key = 'database.uuid'")
         wait_until(copy.workers, what="it is served")
         assert copy.states() == {"cancelled": 3, "done": 1}
+    ours = [record for record in caplog.records if record.name.startswith("odoo.addons.job_worker")]
+    assert not [record.getMessage() for record in ours if record.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize("unfinished", [True, False])

@@ -25,6 +25,8 @@ REASONS = {
 class NotHomeError(psycopg2.OperationalError):
     """The database of this name has become another one. Like one that is away: to be asked again."""
 
+    pgcode = "08003"  # connection does not exist
+
 
 def require_home(cr):
     """Refuse a connection on which nothing may be done.
