@@ -39,3 +39,17 @@ def test_a_worker_behind_a_pooler_polls_and_keeps_its_promises(db, tmp_path):
     assert (db.job(failing)["state"], db.job(failing)["attempts"]) == ("failed", 2)
     count = db.count([*names, "later"])
     assert (count["lost"], count["repeated"], count["started"]) == (0, 0, 0)
+
+
+def test_a_worker_works_in_the_schema_that_odoo_works_in(fresh_db, monkeypatch):
+    """Told to libpq by the environment, as to the web server."""
+    fresh_db.query("ALTER SCHEMA public RENAME TO tenant")
+    fresh_db.query("CREATE SCHEMA public")
+    fresh_db.close()
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=tenant")
+    jobs = fresh_db.enqueue("job_ledger", [("one",), ("two",)])
+    jobs.append(fresh_db.enqueue_one("job_fail_times", "three", 0, timeout=60))
+    with Worker(fresh_db) as worker:
+        for job in jobs:
+            fresh_db.wait_for_state(job, "done")
+        assert not worker.logged("ERROR")

@@ -124,7 +124,7 @@ class Connection:
             self.close()
             _name, info = connection_info_for(self._db_name)
             if self._session:
-                info = {**info, "options": " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())}
+                info = {**info, "options": _with_settings(info)}
             self._connection = psycopg2.connect(**KEEPALIVES, **info)
             self._connection.autocommit = True  # a transaction is begun with its first statement
             self._line = Line(self._connection)
@@ -160,6 +160,12 @@ class Connection:
             raise
         arrived, self._connection.notifies[:] = list(self._connection.notifies), []
         return arrived
+
+
+def _with_settings(info):
+    """What the server is told at the start of a session: what every connection of Odoo tells it, then our settings."""
+    usual = psycopg2.extensions.parse_dsn(info.get("dsn", "")).get("options") or os.environ.get("PGOPTIONS")
+    return " ".join(filter(None, [usual, *(f"-c {name}={value}" for name, value in _SETTINGS.items())]))
 
 
 class TransactionCursor(psycopg2.extensions.cursor):
