@@ -631,7 +631,9 @@ def uncounted_in_a_row(cr, job_id):
 # --- workers ---------------------------------------------------------------------------------------------------------
 
 # How long a worker may be silent it says itself; of one that does not, whoever asks decides.
-_IS_SILENT = f"worker.last_heartbeat < {NOW} - make_interval(secs => COALESCE(worker.stale_after, {{otherwise}}))"
+_PATIENCE = "make_interval(secs => COALESCE(worker.stale_after, {otherwise}))"
+# A heartbeat of the future is from before the server's clock was set back: it says nothing.
+_IS_SILENT = f"worker.last_heartbeat NOT BETWEEN {NOW} - {_PATIENCE} AND {NOW} + {_PATIENCE}"
 _IS_SILENT_FOR_ASKER = _IS_SILENT.format(otherwise="%(stale)s")
 _IS_ALIVE = f"worker.state != 'dead' AND NOT {_IS_SILENT.format(otherwise=STALE_AFTER_SECONDS)}"
 
@@ -684,9 +686,17 @@ def bury_workers(cr, stale_after_seconds, name=None):
     """Mark workers as dead: whose heartbeat is too old, or those of the process whose first one is called ``name``;
     forget those dead for a day.
 
+    Heartbeats of the future count from now on: who lives will report, who does not is dead after the usual time.
+
     :param float stale_after_seconds: how long a worker may be silent that does not say so itself
     """
     # One whose row is locked is just reporting, or was frozen while it did: don't wait for it.
+    cr.execute(
+        f"UPDATE queue_worker SET last_heartbeat = {NOW} WHERE id IN ("
+        f"SELECT id FROM queue_worker worker WHERE state != 'dead' AND last_heartbeat > {NOW}"
+        f" AND {_IS_SILENT_FOR_ASKER} FOR NO KEY UPDATE SKIP LOCKED)",
+        {"stale": stale_after_seconds},
+    )
     cr.execute(
         f"UPDATE queue_worker SET state = 'dead' WHERE id IN ("
         f"SELECT id FROM queue_worker worker WHERE state != 'dead'"

@@ -45,6 +45,19 @@ def most_in_a_window(moments, seconds):
     return max(sum(first <= other < first + seconds for other in moments) for first in moments)
 
 
+def test_starts_from_before_the_servers_clock_was_set_back_hold_up_nothing(db):
+    set_limit(db, "slow", 100, rate_limit=5)
+    db.query(
+        "INSERT INTO queue_limit_starts (limit_id, starts)"
+        " SELECT id, array_agg(now() AT TIME ZONE 'UTC' + interval '1 hour')"
+        " FROM queue_limit CROSS JOIN generate_series(1, 5) WHERE name = 'slow' GROUP BY id"
+    )
+    db.enqueue("job_ledger", [(f"slow:{number}",) for number in range(10)], channel="slow")
+    with Worker(db):
+        db.wait_until_drained(20)
+    assert most_in_a_window([began for began, _ended in runs(db, "slow")], 1) <= 5
+
+
 def test_limits_hold_over_all_processes_of_all_workers(db):
     limits = {"one": 1, "three": 3, "bare": 1}
     set_limit(db, "one", 1)

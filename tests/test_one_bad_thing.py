@@ -12,6 +12,7 @@ from tests.harness import STALE_AFTER, Worker, ticks, wait_until, worker_thread
 
 from odoo.addons.job_worker import queries
 from odoo.addons.job_worker.delay import chain
+from odoo.addons.job_worker.lifecycle import SETTLE
 from odoo.addons.job_worker.worker import obstacles
 from odoo.addons.job_worker.worker.connection import Connection
 from odoo.addons.job_worker.worker.job_cursor import JobCursor
@@ -226,3 +227,19 @@ def test_a_jobs_connection_that_could_not_be_prepared_is_let_go(db, monkeypatch)
         with pytest.raises(psycopg2.errors.DivisionByZero):
             JobCursor(pool, db.name)
     assert all(connection.closed for connection in pool._connections)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    ["x", "a\tb\tc", "root\t1", "root\t99999999999\t1", "root\t1\t99999999999999999999", "nowhere\t1\t1", "{}\n\n"],
+)
+def test_a_notification_of_somebody_elses_is_no_trouble(db, payload):
+    with Worker(db, times={"poll-timeout": 60}) as worker:
+        worker.wait_until_ready()
+        for channel in ("queue_job_wake_up", SETTLE):
+            db.query("SELECT pg_notify(%s, %s)", channel, payload)
+        job = db.enqueue_one("job_nothing")
+        db.wait_for_state(job, "done", timeout=10)
+        assert not worker.logged("database lost")
+        assert not worker.logged("in trouble")
+        assert not worker.logged("unexpected error")

@@ -1,8 +1,10 @@
 """What the living do for the dead."""
 
+import signal
+
 import psycopg2
 
-from tests.harness import STALE_AFTER, ticks, wait_until, worker_thread  # first: it puts the addons on the path
+from tests.harness import STALE_AFTER, Worker, ticks, wait_until, worker_thread  # first: it puts the addons on the path
 
 from odoo.addons.job_worker import queries  # isort: skip
 from odoo.addons.job_worker.delay import chain  # isort: skip
@@ -192,3 +194,25 @@ def test_all_workers_of_a_process_that_is_known_to_be_dead_are_buried_at_once(db
             db.wait_for_state(job, "done", timeout=20)
             assert "it was killed" in db.value("SELECT error FROM queue_job_attempt WHERE job_id = %s", job)
         assert db.job(jobs[2])["state"] == "started"
+
+
+def test_a_heartbeat_of_the_future_keeps_no_dead_worker_alive(db):
+    job = db.enqueue_one("job_sleep", 60, max_retries=1)
+    with Worker(db) as worker:
+        db.wait_for_state(job, "started")
+        worker.signal_all(signal.SIGKILL)
+    db.query("UPDATE queue_worker SET last_heartbeat = last_heartbeat + interval '1 hour'")
+    with Worker(db):
+        wait_until(lambda: db.job(job)["attempts"] == 1, 20, "its job is taken back")
+
+
+def test_workers_that_live_survive_a_clock_that_is_set_back(db):
+    with Worker(db, concurrency=1) as worker:
+        worker.wait_until_ready()
+        job = db.enqueue_one("job_ledger", "undisturbed", 2 * STALE_AFTER)
+        db.wait_for_state(job, "started")
+        db.query("UPDATE queue_worker SET last_heartbeat = last_heartbeat + interval '1 hour'")
+        with Worker(db) as other:
+            other.wait_until_ready()
+            assert db.wait_for_state(job, "done")["attempts"] == 0
+            assert not worker.logged("taken for dead")

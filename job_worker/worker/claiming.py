@@ -46,7 +46,9 @@ _CLAIMABLE = "state = 'pending' AND is_due"
 # than the second cover what is uneven in the way from the claim to the job's first line.
 _RATE_CAP = "greatest(floor(rate_limit), 1)"
 _RATE_WINDOW = "make_interval(secs => greatest(1, 1 / nullif(rate_limit, 0)) + 0.03)"
-_RECENT_STARTS = f"(SELECT count(*) FROM unnest(starts) start WHERE start > {NOW} - {_RATE_WINDOW})"
+# What lies further ahead than a window was written before the server's clock was set back: it means nothing.
+_IS_RECENT = f"start > {NOW} - {{window}} AND start < {NOW} + {{window}}"
+_RECENT_STARTS = f"(SELECT count(*) FROM unnest(starts) start WHERE {_IS_RECENT.format(window=_RATE_WINDOW)})"
 
 _KNOWN = """
     unnest(%(channels)s, %(priorities)s, %(ranks)s, %(ids)s, %(running_from)s)
@@ -183,13 +185,14 @@ WITH channel AS MATERIALIZED (
 SELECT * FROM claimed ORDER BY claim_seq
 """
 
+_OWN_RATE_WINDOW = f"(SELECT {_RATE_WINDOW} FROM queue_limit WHERE id = known.limit_id)"
 _RECORD_STARTS = f"""
 INSERT INTO queue_limit_starts AS known (limit_id, starts)
 SELECT id, array_agg({NOW}) FROM queue_limit JOIN unnest(%(channels)s::text[]) start(channel) ON name = start.channel
  WHERE rate_limit > 0 GROUP BY id
 ON CONFLICT (limit_id) DO UPDATE
    SET starts = (SELECT array_agg(start ORDER BY start) FROM unnest(known.starts || excluded.starts) start
-                  WHERE start > {NOW} - (SELECT {_RATE_WINDOW} FROM queue_limit WHERE id = known.limit_id))
+                  WHERE {_IS_RECENT.format(window=_OWN_RATE_WINDOW)})
 """
 
 # Index: queue_job_due_idx.
@@ -313,6 +316,7 @@ class Claiming:
     def forget(self):
         """Look for all channels at the next claim, and count all that runs."""
         self._discover_at = 0.0
+        self._horizons.clear()
         self._running_from.clear()  # after a failover the numbers may have been set back
 
     def hear(self, payload):
@@ -320,12 +324,14 @@ class Claiming:
 
         :param str payload: see :func:`~..lifecycle.wake_workers`
         """
-        for line in payload.split("\n") if payload else ():
-            channel, priority, job_id = line.split("\t")
-            key = (int(priority), "-infinity", int(job_id))
+        try:
+            hints = [_read_hint(line) for line in payload.split("\n")] if payload else []
+        except ValueError:  # somebody else's
+            hints = []
+        for channel, key in hints:
             self._horizons[channel] = min(self._horizons.get(channel, key), key)
             self._best_heard = min(key[0], key[0] if self._best_heard is None else self._best_heard)
-        if not payload:
+        if not hints:
             self.forget()
 
     def take_best_heard(self):
@@ -346,13 +352,11 @@ class Claiming:
         parameters = {"worker": worker, "free": free, "count": count, "discover": discover, "further": self._further}
         parameters.update(self._known())
         begin = time.monotonic()
-        if self._has_function:
-            with connection.transaction(single_statement=True) as cr:
-                cr.execute(_CALL, parameters)
-                opened, *jobs = (row for (row,) in cr.fetchall())
-                signals = jobs.pop() if jobs else None
-        else:
-            opened, jobs, signals = _claim_in_steps(connection, parameters, self._signals)
+        try:
+            opened, jobs, signals = self._ask(connection, parameters)
+        except Exception:
+            self.forget()  # what was remembered may be what fails
+            raise
         if discover:
             end = time.monotonic()
             self._discover_at = end + max(DISCOVER_SECONDS, (end - begin) / MAX_DISCOVER_SHARE)
@@ -368,6 +372,14 @@ class Claiming:
             again=bool(tried) and not jobs and 0 < self._further < MOST_FURTHER,
             **{name: opened[name] for name in ("busy", "queued", "alive", "modules_changing")},
         )
+
+    def _ask(self, connection, parameters):
+        if not self._has_function:
+            return _claim_in_steps(connection, parameters, self._signals)
+        with connection.transaction(single_statement=True) as cr:
+            cr.execute(_CALL, parameters)
+            opened, *jobs = (row for (row,) in cr.fetchall())
+        return opened, jobs, jobs.pop() if jobs else None
 
     def _remember(self, heads, jobs):
         """How far the worker got in each channel.
@@ -407,6 +419,18 @@ class Claiming:
             "ids": [key[2] for key in keys],
             "running_from": [self._running_from.get(channel) for channel in self._horizons],
         }
+
+
+def _read_hint(line):
+    """Channel and horizon from a line of a notification.
+
+    :raise ValueError: it is none
+    """
+    channel, priority, job_id = line.split("\t")
+    key = (int(priority), "-infinity", int(job_id))
+    if not (-(2**31) <= key[0] < 2**31 and 0 <= key[2] < 2**63):
+        raise ValueError(line)
+    return channel, key
 
 
 def _as_claim(job, throttled):
