@@ -110,13 +110,14 @@ def test_sighup_starts_the_program_anew_while_jobs_go_on(db):
     assert db.ledger() == {"slow": 1, "quick": 1}
 
 
-def test_a_process_of_the_former_program_that_dies_is_known_by_name(db):
+def test_jobs_of_a_process_of_the_former_program_that_died_are_taken_back_at_once(db):
+    """Another that works is told of it, as there is nobody who takes its place."""
     slow = db.enqueue_one("job_sleep", 60, max_retries=1)
-    with Worker(db) as worker:
+    with Worker(db, times={"stale-after": 60, "heartbeat-interval": 15}) as worker:
         db.wait_for_state(slow, "started")
         (old,) = worker.children()
         worker.signal(signal.SIGHUP)
-        wait_until(lambda: worker.logged("worker process started") == 2, what="a new process")
+        wait_until(lambda: worker.logged("worker started") == 2, what="a new process")
         os.kill(old, signal.SIGKILL)
         wait_until(lambda: worker.logged(f"worker process ended: pid={old} how=its process was killed"), what="its end")
         wait_until(lambda: db.job(slow)["attempts"] == 1, 20, "its job is taken back")

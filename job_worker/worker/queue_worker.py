@@ -174,6 +174,11 @@ class QueueWorker:
         self._paused = paused
         self._wake()
 
+    def bury(self, name, how):
+        """Take back the jobs of a process that died, see ``predecessors``. For any thread."""
+        self._predecessors.append((name, how))
+        self._wake()
+
     def run(self):
         """Serve until stopped. Survives whatever happens to the database."""
         self.pool.start()
@@ -244,8 +249,12 @@ class QueueWorker:
             self._look_for_files()
             self._on_ready()
         self._buried = False
+        self._recover_predecessors()
+        self._take_stock()
+
+    def _recover_predecessors(self):
         while self._predecessors:
-            died, how = self._predecessors[-1]
+            died, how = self._predecessors[0]
             while recovery.recover_orphans(
                 self.connection,
                 self.unwritten,
@@ -255,8 +264,7 @@ class QueueWorker:
                 how=how,
             ):
                 pass
-            self._predecessors.pop()
-        self._take_stock()
+            self._predecessors.pop(0)
 
     def _look_for_files(self):
         with self.connection.transaction() as cr:
@@ -295,6 +303,8 @@ class QueueWorker:
         """
         if self._buried:
             self._start_over()
+        if self._predecessors:
+            self._recover_predecessors()
         if self._doubtful:
             self._doubtful = False
             self._executor.probe()

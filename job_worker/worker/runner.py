@@ -71,17 +71,18 @@ class QueueJobRunner:
 
     :param Options options: see :class:`Options`
     :param str name: of the workers, made up by default; a second one in a database has one that begins with it
-    :param predecessors: see :class:`QueueWorker`
+    :param deaths: called for the processes that are known to have died by now, as ``(name, what is known of its end)``
     :param paused: databases in which the process's predecessor was asked to pause
     :param report: called when the supervisor is to know something: ``"replace"`` if the process should be replaced,
         ``"code changed"`` if the program should, ``"paused"`` and ``"resumed"`` with the database where somebody asked
         for that; by default nobody replaces the process
     """
 
-    def __init__(self, options=None, *, name=None, predecessors=(), paused=(), report=None):
+    def __init__(self, options=None, *, name=None, deaths=lambda: (), paused=(), report=None):
         self._options = options or Options(concurrency=default_concurrency())
         self._name = name or new_worker_name()
-        self._predecessors = predecessors
+        self._deaths = deaths
+        self._known_deaths = list(deaths())
         self._paused_databases = set(paused)
         self._report = report
         self._served = set()
@@ -161,6 +162,11 @@ class QueueJobRunner:
             time.sleep(TICK_SECONDS)
         while self._signals:
             self._signal_handlers()[self._signals.popleft()]()
+        for death in self._deaths():
+            if death not in self._known_deaths:
+                self._known_deaths.append(death)
+                for worker, _thread in self._all():
+                    worker.bury(*death)
 
     def _all(self):
         """The workers with their threads, also of databases that are left but still have running jobs."""
@@ -216,7 +222,7 @@ class QueueJobRunner:
             db_name,
             **self._options.for_worker(),
             name=name,
-            predecessors=self._predecessors,
+            predecessors=self._known_deaths,
             pause_asked=db_name in self._paused_databases,
             on_pause_asked=self._pause_asked,
             on_ready=self._ready,

@@ -30,6 +30,7 @@ PAUSED_VARIABLE = "JOB_WORKER_PAUSED"
 PAUSED_DATABASES_VARIABLE = "JOB_WORKER_PAUSED_DATABASES"
 TICK_SECONDS = 0.25
 PULSE_SECONDS = 0.5
+BOARD_BYTES = 4096
 SHORTEST_SILENCE_SECONDS = float(os.environ.get("JOB_WORKER_SHORTEST_SILENCE", "30"))
 LAST_WAIT_SECONDS = 10.0
 QUICK_DEATH_SECONDS = 10.0
@@ -53,27 +54,65 @@ class Death:
     at: float = field(default_factory=time.monotonic)
 
 
+class Board:
+    """Memory that the supervisor and one of its processes share; neither ever waits for the other.
+
+    The process counts in it for as long as its threads get to run. The supervisor writes the deaths that the process is
+    to know of, because their jobs are to be taken back.
+    """
+
+    def __init__(self):
+        self._memory = mmap.mmap(-1, BOARD_BYTES)
+
+    def keep_counting(self):
+        """In the process: show that its threads get to run."""
+        while True:
+            self._memory[0] = (self._memory[0] + 1) % 256
+            time.sleep(PULSE_SECONDS)
+
+    @property
+    def count(self):
+        return self._memory[0]
+
+    def write(self, deaths):
+        """:param deaths: all so far; the latest of them, if there is no room for more"""
+        while len(text := json.dumps([(death.name, death.how) for death in deaths]).encode() + b"\0") >= BOARD_BYTES:
+            deaths = deaths[1:]
+        self._memory[1 : 1 + len(text)] = text
+
+    def read(self):
+        """In the process: the deaths, as ``(name, what is known of its end)``; none while they are being written."""
+        try:
+            return [tuple(death) for death in json.loads(self._memory[1:].partition(b"\0")[0] or b"[]")]
+        except ValueError:
+            return []
+
+
 @dataclass
 class Child:
     """A worker process.
 
     :param int pid: its number
     :param str name: of its workers; ``None`` if nothing is known of it
-    :param mmap.mmap pulse: memory shared with it, in which it counts for as long as its threads get to run; ``None`` if
-        it was started by a program that ran in this process before
+    :param Board board: shared with it; ``None`` if it was started by a program that ran in this process before
     :param list predecessors: deaths it was told of
     :param set paused: databases in which it was asked to pause
     """
 
     pid: int
     name: str | None = None
-    pulse: mmap.mmap | None = None
+    board: Board | None = None
     predecessors: list = field(default_factory=list)
     paused: set = field(default_factory=set)
     wants_successor: bool = False
     heard: int = 0
     silent_ticks: int = 0
     killed_for: str | None = None
+
+    def tell(self, deaths):
+        """Have it take back the jobs of processes that died."""
+        self.predecessors = self.predecessors + deaths
+        self.board.write(self.predecessors)
 
 
 @dataclass
@@ -224,30 +263,25 @@ class Supervisor:
         # what is older is seen by its heartbeat
         known = [death for death in seat.predecessors if seat.began - death.at < self.options.stale_after_seconds]
         try:
-            pulse = mmap.mmap(-1, 1)
+            board = Board()
+            board.write(known)
             pid = os.fork()
         except OSError as error:
             events.process_not_started(error, seat.wait_longer())
             return
         if not pid:
-            self._be_worker(f"{socket.gethostname()}-{os.getpid()}-{token}", known, seat.paused, pulse)
-        seat.child = Child(pid, f"{socket.gethostname()}-{pid}-{token}", pulse, known, seat.paused)
+            self._be_worker(f"{socket.gethostname()}-{os.getpid()}-{token}", seat.paused, board)
+        seat.child = Child(pid, f"{socket.gethostname()}-{pid}-{token}", board, known, seat.paused)
         seat.predecessors = []
         events.process_started(pid, self._seats.index(seat) + 1)
 
-    def _be_worker(self, name, predecessors, paused, pulse):
+    def _be_worker(self, name, paused, board):
         """The life of a worker process; does not return."""
         status = 1
         try:
             os.setpgrp()  # Ctrl-C in a terminal reaches the supervisor alone
-            threading.Thread(target=keep_counting, args=(pulse,), name="job_worker.pulse", daemon=True).start()
-            runner = QueueJobRunner(
-                self.options,
-                name=name,
-                predecessors=[(death.name, death.how) for death in predecessors],
-                paused=paused,
-                report=self._report,
-            )
+            threading.Thread(target=board.keep_counting, name="job_worker.pulse", daemon=True).start()
+            runner = QueueJobRunner(self.options, name=name, deaths=board.read, paused=paused, report=self._report)
             runner.pause(self._paused)
             runner.handle_signals()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS | {STOP_NOW})
@@ -317,8 +351,16 @@ class Supervisor:
         if code and child.name is not None:
             how = ": ".join(filter(None, [describe_exit(code), child.killed_for]))
             # with those whose jobs it may not have come to
-            (seat or self._seats[0]).predecessors += [*child.predecessors, Death(child.name, how)]
+            self._hand_on(seat, [*child.predecessors, Death(child.name, how)])
             events.process_ended(child.pid, how, wait)
+
+    def _hand_on(self, seat, deaths):
+        """Leave the jobs of processes that died to the next one in the seat; of those in no seat, to any that works."""
+        heir = seat or next((seat for seat in self._seats if seat.child), self._seats[0])
+        if heir.child:
+            heir.child.tell(deaths)
+        else:
+            heir.predecessors += deaths
 
     def _start_anew(self):
         """Load changed code: a new program in this process, while the old workers finish their jobs."""
@@ -356,9 +398,9 @@ class Supervisor:
             SHORTEST_SILENCE_SECONDS, self.options.stale_after_seconds - self.options.heartbeat_interval_seconds
         )
         for child in self._children():
-            if child.pulse is None:
+            if child.board is None:
                 continue
-            silent, child.heard = child.heard == child.pulse[0], child.pulse[0]
+            silent, child.heard = child.heard == child.board.count, child.board.count
             # ticks, not time: when all of the processes were stopped and continue, nobody's silence means anything
             child.silent_ticks = child.silent_ticks + 1 if silent else 0
             if child.silent_ticks * TICK_SECONDS >= limit:
@@ -373,13 +415,6 @@ class Supervisor:
         if self._ticks_in_a_hurry * TICK_SECONDS >= LAST_WAIT_SECONDS:
             for child in self._children():
                 self._kill(child, f"still there {LAST_WAIT_SECONDS:g} s after the second signal to stop")
-
-
-def keep_counting(pulse):
-    """In a worker process: show that its threads get to run."""
-    while True:
-        pulse[0] = (pulse[0] + 1) % 256
-        time.sleep(PULSE_SECONDS)
 
 
 def preload(databases):
