@@ -131,9 +131,7 @@ class TestDecisions(HomeCase):
     def test_managers_say_that_it_is_a_copy(self):
         jobs = self.in_state("waiting") | self.in_state("pending") | self.in_state("started")
         done = self.in_state("done")
-        queries.register_worker(
-            self.cr, {"name": "w", "hostname": "h", "pid": 1, "version": "1", "databases": "d", "slots": 1}
-        )
+        self.env["queue.worker"].create({"name": "of the original"})
         move_away(self.cr)
         self.assertTrue(self.dashboard().get_now()["is_held"])
         self.assertIn("copied or moved", jobs[1].standing)
