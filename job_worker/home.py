@@ -21,7 +21,7 @@ class Verdict(enum.Enum):
 
     HOME = "the jobs were stored here"
     NEW = "nothing says where they were stored"
-    INCOMPLETE = "tables are missing: it is being created or restored, or has not got the addon"
+    INCOMPLETE = "tables or its uuid are missing: it is being created or restored, or has not got the addon"
     IDLE = "they were stored elsewhere, but none is left to run"
     COPY = "they were stored elsewhere, and this database has another database.uuid"
     UNCLEAR = "they were stored elsewhere, under the same database.uuid: it was copied or moved, only people can know"

@@ -13,8 +13,8 @@ LOOK_SECONDS = 2.0
 # Nobody needs to be asked.
 _DECIDED = (Verdict.IDLE, Verdict.COPY)
 REASONS = {
-    Verdict.INCOMPLETE: "tables of job_worker are missing: the database is being created or restored, or the addon was"
-    " removed",
+    Verdict.INCOMPLETE: "tables of job_worker or the system parameter database.uuid are missing: it is being created or"
+    " restored, or the addon was removed",
     Verdict.IDLE: "it has just been copied or moved, and is still being worked on",
     Verdict.COPY: "it is a copy, and is still being worked on; then the jobs of the original will be cancelled in it",
     Verdict.UNCLEAR: "it was copied or moved, and its jobs may be running in the original: neutralize it, give it"
