@@ -172,16 +172,6 @@ def test_jobs_that_say_no_more_than_the_orm_does_share_a_session(db):
         assert session() == before
 
 
-@pytest.mark.parametrize("error", [None, "value"])
-def test_no_job_finds_the_context_variables_of_another(db, error):
-    with worker_thread(db, concurrency=1):
-        job = db.enqueue_one("job_change_context", error, max_retries=1)
-        db.wait_for_state(job, "failed" if error else "done")
-        next_one = db.enqueue_one("job_change_context")
-        db.wait_for_state(next_one, "done")
-        assert db.value("SELECT result FROM queue_job WHERE id = %s", next_one) == [28, None]
-
-
 @pytest.mark.parametrize("end", ["done", "failed"])
 def test_what_a_job_left_behind_cannot_write_into_the_transaction_of_the_next(db, end):
     with worker_thread(db, concurrency=1):

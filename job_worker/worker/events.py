@@ -182,6 +182,14 @@ def process_recycled(reason):
     _logger.info("worker process recycles itself: reason=%s", reason)
 
 
+def process_state_restored(found, restored):
+    _logger.warning(
+        "jobs changed the working directory or the locale of the process, brought back: found=%s restored=%s",
+        found,
+        restored,
+    )
+
+
 def limit_too_low(memory, limit):
     _logger.warning(
         "limit_memory_soft is below what a worker needs without any job: limit=%s MiB memory=%s MiB",

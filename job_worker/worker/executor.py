@@ -25,6 +25,7 @@ from ..models.job_serialization import dump_result
 from . import events
 from .attempt import CANCEL, LOST, SHUTDOWN, TIMEOUT, Interrupted
 from .job_cursor import AttemptLostError, JobCursor
+from .process_state import ProcessState
 
 MAX_CONFLICTS = 30
 FIRST_CONFLICT_WAIT_SECONDS = 0.02
@@ -36,6 +37,8 @@ MAX_DATABASE_FAILURES = 10
 DATABASE_FAILURE_WAIT_SECONDS = 2.0
 LATE_CHILDREN_SECONDS = 0.2
 START_AFTER_CLAIM_SECONDS = 0.05
+
+_PROCESS_STATE = ProcessState()
 
 
 class _SessionLostError(Exception):
@@ -111,7 +114,8 @@ class Executor:
 
         :return: ``None`` if the job is done, else what went wrong
         """
-        return contextvars.Context().run(self._run_to_commit, attempt)
+        with _PROCESS_STATE:
+            return contextvars.Context().run(self._run_to_commit, attempt)
 
     def _run_to_commit(self, attempt):
         """The job's own transaction, from its beginning to its commit and what follows that."""

@@ -1,6 +1,7 @@
 import contextlib
 import ctypes
 import decimal
+import locale
 import logging
 import mmap
 import os
@@ -8,6 +9,7 @@ import re
 import socket
 import time
 from contextvars import ContextVar
+from pathlib import Path
 
 import psycopg2
 import requests
@@ -289,6 +291,24 @@ class TestJobTarget(models.Model):
         LEFT_BEHIND.append(lambda: self.job_ledger(key))
         if fail:
             self.job_fail()
+
+    def job_wait_for_ledger(self, key):
+        """Wait until another job has written to the ledger."""
+        with self.env.registry.cursor() as cr:
+            cr.execute("INSERT INTO test_job_ledger (key) VALUES (%s)", (f"waits for {key}",))
+        written = 0
+        while not written:
+            time.sleep(0.02)
+            with self.env.registry.cursor() as cr:
+                cr.execute("SELECT count(*) FROM test_job_ledger WHERE key = %s", (key,))
+                written = cr.fetchone()[0]
+
+    def job_process_state(self, directory=None, name=None):
+        """The working directory of the process and its locale; or change them."""
+        if directory:
+            os.chdir(directory)
+            locale.setlocale(locale.LC_ALL, name)
+        return [str(Path.cwd()), locale.setlocale(locale.LC_ALL)]
 
     def job_change_context(self, error=None):
         """Set variables of the thread's context, also in what follows the commit; what they were before.
