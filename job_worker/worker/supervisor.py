@@ -74,13 +74,13 @@ class Board:
     def count(self):
         return self._memory[0]
 
-    def write(self, deaths):
-        """:param deaths: all so far; the latest of them, if there is no room for more"""
+    def announce(self, deaths):
+        """Write deaths, the latest of them if there is no room for all."""
         while len(text := json.dumps([(death.name, death.how) for death in deaths]).encode() + b"\0") >= BOARD_BYTES:
             deaths = deaths[1:]
         self._memory[1 : 1 + len(text)] = text
 
-    def read(self):
+    def deaths(self):
         """In the process: the deaths, as ``(name, what is known of its end)``; none while they are being written."""
         try:
             return [tuple(death) for death in json.loads(self._memory[1:].partition(b"\0")[0] or b"[]")]
@@ -112,7 +112,7 @@ class Child:
     def tell(self, deaths):
         """Have it take back the jobs of processes that died."""
         self.predecessors = self.predecessors + deaths
-        self.board.write(self.predecessors)
+        self.board.announce(self.predecessors)
 
 
 @dataclass
@@ -264,7 +264,7 @@ class Supervisor:
         known = [death for death in seat.predecessors if seat.began - death.at < self.options.stale_after_seconds]
         try:
             board = Board()
-            board.write(known)
+            board.announce(known)
             pid = os.fork()
         except OSError as error:
             events.process_not_started(error, seat.wait_longer())
@@ -281,7 +281,7 @@ class Supervisor:
         try:
             os.setpgrp()  # Ctrl-C in a terminal reaches the supervisor alone
             threading.Thread(target=board.keep_counting, name="job_worker.pulse", daemon=True).start()
-            runner = QueueJobRunner(self.options, name=name, deaths=board.read, paused=paused, report=self._report)
+            runner = QueueJobRunner(self.options, name=name, deaths=board.deaths, paused=paused, report=self._report)
             runner.pause(self._paused)
             runner.handle_signals()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS | {STOP_NOW})
