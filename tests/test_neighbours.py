@@ -115,7 +115,7 @@ def test_a_job_that_ends_while_another_is_handed_over_does_not_let_it_run_beside
         (alone if attempt.claim.runs_alone else ended).wait(10)
 
     def claim(name, runs_alone=False):
-        return SimpleNamespace(name=name, runs_alone=runs_alone)
+        return SimpleNamespace(name=name, runs_alone=runs_alone, has_children=False)
 
     pool = Pool(2, run, on_idle=lambda: None, release=lambda: None)
     pool.start()
