@@ -23,7 +23,6 @@ FAILED_RETENTION_PARAMETER = "job_worker.failed_job_retention_days"
 DEFAULT_RETENTION_DAYS = 30
 VACUUM_BATCH = 1000
 IDS_WARNING_SHARE = 0.7
-_VACUUM_CACHE_KEY = "job_worker.vacuum"
 # When a job runs is its user's affair, before whose jobs that of who manages the queue.
 MANAGERS_FIELDS = {"priority", "channel"}
 EDITABLE_FIELDS = {*MANAGERS_FIELDS, "scheduled_at", "eta"}
@@ -231,20 +230,19 @@ class QueueJob(models.Model):
 
     @api.autovacuum
     def _vacuum_ended_jobs(self):
-        """Delete jobs that ended long ago, a batch in each transaction.
+        """Delete jobs that ended long ago, a batch in each transaction of the cron.
 
         What is still needed, or can't be deleted, is passed by: the next batch begins behind it.
         """
-        cr = self.env.cr
         days = self._retention_days()
-        after = cr.cache.pop(_VACUUM_CACHE_KEY, None)
-        expired = queries.expired_jobs(cr, days, after, VACUUM_BATCH) if days else []
-        deleted = self._delete_expired([job_id for job_id, _ended, needed in expired if not needed])
-        remaining = len(expired) == VACUUM_BATCH
-        if remaining:
+        deleted, after = 0, None
+        while days and (expired := queries.expired_jobs(self.env.cr, days, after, VACUUM_BATCH)):
+            deleted += self._delete_expired([job_id for job_id, _ended, needed in expired if not needed])
             job_id, ended, _needed = expired[-1]
-            cr.cache[_VACUUM_CACHE_KEY] = ended, job_id
-        return deleted, remaining
+            after = ended, job_id
+            if self.env.context.get("cron_id") and not self.env["ir.cron"]._commit_progress():
+                return deleted, True
+        return deleted, False
 
     def _retention_days(self):
         """For how many days jobs are kept, by state; not those that are kept for ever."""

@@ -432,10 +432,15 @@ class TestRetention(JobMixin, JobCase):
         jobs = self.env["queue.job"]
         for _number in range(5):
             jobs |= self.ended_days_ago(99, self.in_state("done"))
-        with patch.object(queue_job_actions, "VACUUM_BATCH", 2):
-            deleted, remaining = jobs._vacuum_ended_jobs()
-        self.assertEqual((deleted, bool(remaining)), (2, True))
-        self.assertFalse(self.vacuum(jobs))
+        cron = jobs.with_context(cron_id=self.env.ref("base.autovacuum_job").id)
+        with (
+            patch.object(queue_job_actions, "VACUUM_BATCH", 2),
+            patch.object(type(self.env["ir.cron"]), "_commit_progress", side_effect=[9.0, 0.0]) as commit,
+        ):
+            self.assertEqual(cron._vacuum_ended_jobs(), (4, True), "the cron's time is up after two batches")
+        self.assertEqual(commit.call_count, 2)
+        self.assertEqual(jobs._vacuum_ended_jobs(), (1, False))
+        self.assertFalse(jobs.exists())
 
     def test_failed_jobs_may_be_kept_for_longer_or_for_ever(self):
         for days, kept in (("", 29), ("40", 39), ("0", 9999)):
