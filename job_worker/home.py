@@ -102,7 +102,7 @@ def settle_in(cr):
 
 
 def disown(cr, *, copied_only):
-    """Cancel up to :data:`BATCH` jobs that belong to the original.
+    """Cancel some of the jobs that belong to the original, about :data:`BATCH`.
 
     :param bool copied_only: only those that were there before this database got its own ``database.uuid``, not all
     :return: whether there were any

@@ -853,17 +853,20 @@ def has_unfinished_jobs(cr):
 
 
 def unfinished_jobs(cr, count, before_uuid):
-    """Up to ``count`` jobs that have not ended.
+    """Some of the jobs that have not ended, ``count`` at least if there are as many.
+
+    Indexes: queue_job_waiting_idx, queue_job_running_idx.
 
     :param bool before_uuid: only those from before the database got its ``database.uuid``: by the clock, and, where
         another server's clock or a parameter written by SQL would mislead, by the transaction that wrote the row
     """
     condition = "(job.create_date < uuid.write_date OR age(job.xmin) > age(uuid.xmin))" if before_uuid else "true"
-    cr.execute(
-        "SELECT job.id FROM queue_job job, ir_config_parameter uuid"
-        f" WHERE uuid.key = 'database.uuid' AND job.state IN {ACTIVE} AND {condition} LIMIT %s",
-        (count,),
+    parts = (
+        f"(SELECT job.id FROM queue_job job, ir_config_parameter uuid WHERE {states} AND uuid.key = 'database.uuid'"
+        f" AND {condition} LIMIT %(count)s)"
+        for states in ("job.state IN ('waiting', 'pending')", "job.state = 'started'")
     )
+    cr.execute(" UNION ALL ".join(parts), {"count": count})
     return [row[0] for row in cr.fetchall()]
 
 
