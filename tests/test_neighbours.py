@@ -3,13 +3,14 @@
 import itertools
 import signal
 import threading
-from types import SimpleNamespace
+import time
 
 import pytest
 
 from tests.harness import Database, Worker, wait_until, worker_thread
 from tools import databases
 
+from odoo.addons.job_worker.worker.attempt import Claim  # isort: skip
 from odoo.addons.job_worker.worker.pool import Pool  # isort: skip
 
 NOW = "(clock_timestamp() AT TIME ZONE 'UTC')"
@@ -88,6 +89,7 @@ def test_jobs_whose_worker_died_are_shared_out_among_the_processes(roomy):
         worker.wait_until_ready()
         enqueue_suspects(roomy, 4, 1)
         roomy.wait_until_drained()
+        assert worker.logged("runs with nothing beside it") == 4
     assert len({pid for _key, pid, _began, _ended in runs(roomy)}) == 2
     assert not overlapping(roomy)
 
@@ -111,11 +113,12 @@ def test_a_job_that_ends_while_another_is_handed_over_does_not_let_it_run_beside
     ended, alone, order = threading.Event(), threading.Event(), []
 
     def run(attempt):
-        order.append(attempt.claim.name)
+        order.append(attempt.claim.uuid)
         (alone if attempt.claim.runs_alone else ended).wait(10)
 
-    def claim(name, runs_alone=False):
-        return SimpleNamespace(name=name, runs_alone=runs_alone, has_children=False)
+    def claim(name, died_ago=None):
+        nothing = dict.fromkeys(Claim.__dataclass_fields__)
+        return Claim(**{**nothing, "uuid": name, "died_ago": died_ago, "claimed_at": time.monotonic()})
 
     pool = Pool(2, run, on_idle=lambda: None, release=lambda: None)
     pool.start()
@@ -123,8 +126,8 @@ def test_a_job_that_ends_while_another_is_handed_over_does_not_let_it_run_beside
         pool.submit([claim("before")])
         wait_until(lambda: order, what="a job runs")
         with pool.claiming():
-            claims, others = pool.admit([claim("alone", True), claim("behind")])
-            assert [[claim.name for claim in those] for those in (claims, others)] == [["alone"], ["behind"]]
+            claims, others = pool.admit([claim("alone", 60), claim("behind")])
+            assert [[claim.uuid for claim in those] for those in (claims, others)] == [["alone"], ["behind"]]
             ended.set()
             wait_until(lambda: not pool.running(), what="it ends")
             pool.submit(claims)

@@ -121,6 +121,12 @@ def jobs_given_back(claims, reason):
     )
 
 
+def job_to_run_alone(claim):
+    _logger.info(
+        "job whose worker died runs with nothing beside it in the process: job=%s uuid=%s", claim.id, claim.uuid
+    )
+
+
 def attempt_lost(claim):
     _logger.warning("attempt does not own its job any more, its work was dropped: job=%s uuid=%s", claim.id, claim.uuid)
 

@@ -350,6 +350,8 @@ class QueueWorker:
     def _submit(self, claims):
         claims, others = self.pool.admit(claims)
         self._give_back(others, "a job whose worker died is to run alone")
+        if claims and claims[-1].runs_alone:
+            events.job_to_run_alone(claims[-1])
         self.pool.submit(claims)
 
     def _put_off(self, claim):
