@@ -265,13 +265,14 @@ class Worker:
     :param options: more of the command line
     :param dict times: changes to :data:`TIMES`
     :param dict environment: changes to the environment
+    :param prefix: a command that runs it
     """
 
-    def __init__(self, database, *options, processes=1, concurrency=2, times=(), environment=()):
+    def __init__(self, database, *options, processes=1, concurrency=2, times=(), environment=(), prefix=()):
         self.database = database
         self._processes = processes
         times = {**TIMES, **dict(times)}
-        self._command = [ODOO_BIN, "job_worker", *(["-d", database.name] if database else [])]
+        self._command = [*prefix, ODOO_BIN, "job_worker", *(["-d", database.name] if database else [])]
         self._command += [f"--processes={processes}", f"--concurrency={concurrency}"]
         self._command += [f"--{name}={value}" for name, value in times.items()]
         self._command += ["--logfile=", *options]

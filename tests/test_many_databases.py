@@ -7,7 +7,7 @@ import psycopg2
 import pytest
 from odoo.tools import config
 
-from tests.harness import STALE_AFTER, Database, Worker, wait_until
+from tests.harness import STALE_AFTER, Database, Worker, ticks, wait_until
 from tools import databases
 
 from odoo.addons.job_worker.worker import QueueJobRunner, runner
@@ -125,3 +125,18 @@ def test_a_server_that_can_not_be_asked_for_its_databases_takes_none_away(make_d
         wait_until(lambda: "the server is away" in caplog.text, what="it has looked around")
         database.wait_for_state(database.enqueue_one("job_ledger", "meanwhile"), "done")
         assert database.workers() == served_by
+
+
+def test_a_process_with_no_database_to_serve_is_not_replaced_for_its_memory(monkeypatch):
+    monkeypatch.setattr(runner, "databases_with_addon", dict)
+    monkeypatch.setitem(config.options, "limit_memory_soft", 1)
+    monkeypatch.setitem(config.options, "limit_memory_hard", 0)  # which would hold for the tests
+    reports = []
+    queue_runner = QueueJobRunner(runner.Options(), report=lambda *report: reports.append(report))
+    thread = threading.Thread(target=queue_runner.run)
+    thread.start()
+    for _tick in ticks(1.5, 0.5):
+        assert thread.is_alive()
+    queue_runner.stop()
+    thread.join(10)
+    assert not reports

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import textwrap
 
+import psutil
 import pytest
 
 from tests.harness import Database, Worker, ticks, wait_until
@@ -154,3 +156,27 @@ def test_a_pause_by_the_button_outlives_the_process(db, end):
         with db.env() as env:
             env["queue.worker"].search([]).button_resume()
         db.wait_for_state(job, "done")
+
+
+CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc")
+
+
+@pytest.mark.skipif(
+    subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode != 0,
+    reason="needs the right to unshare",
+)
+def test_the_first_process_of_a_container_is_told_as_any_other(db):
+    """The system has no default action for its signals, and gives it the orphans."""
+    slow = db.enqueue_one("job_ledger", "slow", 6)
+    with Worker(db, prefix=CONTAINER) as worker:
+        db.wait_for_state(slow, "started")
+        (first,) = psutil.Process(worker.pid).children()
+        first.send_signal(signal.SIGHUP)
+        wait_until(lambda: worker.logged("worker started") == 2, what="a new process")
+        db.wait_for_state(db.enqueue_one("job_ledger", "quick"), "done")
+        assert db.job(slow)["state"] == "started"
+        for process in worker.processes():
+            if process.pid != worker.pid:
+                process.send_signal(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert db.states() == {"done": 2}

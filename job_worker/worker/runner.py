@@ -281,7 +281,7 @@ class QueueJobRunner:
         if age < LEAST_LIFE_SECONDS and not all(worker.name for worker, _thread in self._serving.values()):
             return None  # registries are being loaded, which takes memory without any job
         if self._is_idle():
-            self._empty_memory = min(self._empty_memory, memory)
+            self._empty_memory = min(self._empty_memory or memory, memory)
         if not 0 < limit < memory:
             return None
         if self._empty_memory > limit and not self._warned:
