@@ -639,17 +639,18 @@ _IS_ALIVE = f"worker.state != 'dead' AND NOT {_IS_SILENT.format(otherwise=STALE_
 
 
 def register_worker(cr, values):
-    """Add the row of a worker; ``values`` has name, hostname, pid, version, databases, slots, stale_after and
-    pause_requested.
+    """Add the row of a worker; ``values`` has name, hostname, pid, version, databases, slots, stale_after, state,
+    reason and pause_requested.
     """
     cr.execute(
         f"""
         INSERT INTO queue_worker (name, hostname, pid, version, databases, slots, stale_after, running_jobs, memory,
-                                  started_at, last_heartbeat, state, pause_requested, create_date, write_date)
+                                  started_at, last_heartbeat, state, reason, pause_requested, create_date, write_date)
         VALUES (%(name)s, %(hostname)s, %(pid)s, %(version)s, %(databases)s, %(slots)s, %(stale_after)s, 0, 0,
-                {NOW}, {NOW}, 'running', %(pause_requested)s, {NOW}, {NOW})
+                {NOW}, {NOW}, %(state)s, %(reason)s, %(pause_requested)s, {NOW}, {NOW})
             -- the first try may have been committed and not answered
-            ON CONFLICT (name) DO UPDATE SET state = 'running', last_heartbeat = excluded.last_heartbeat
+            ON CONFLICT (name) DO UPDATE SET state = excluded.state, reason = excluded.reason,
+                                             last_heartbeat = excluded.last_heartbeat
         """,
         values,
     )
@@ -675,6 +676,13 @@ def workers_alive(cr):
     """Ids of the workers that are not silent for longer than they may be."""
     cr.execute(f"SELECT id FROM queue_worker worker WHERE {_IS_ALIVE}")
     return [worker_id for (worker_id,) in cr.fetchall()]
+
+
+def why_nobody_claims(cr):
+    """Why the workers that live claim nothing, ``None`` if one of them does, or if there is none."""
+    cr.execute(f"SELECT min(reason) FROM queue_worker worker WHERE {_IS_ALIVE} HAVING bool_and(reason IS NOT NULL)")
+    row = cr.fetchone()
+    return row[0] if row else None
 
 
 def unregister_worker(cr, name):
@@ -781,9 +789,60 @@ def terminate_backend(cr, pid):
     cr.execute("SELECT pg_terminate_backend(%s)", (pid,))
 
 
-def modules_are_changing(cr):
-    """Whether modules are being installed, upgraded or removed."""
-    cr.execute("SELECT EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))")
+# --- the upgrade gate ------------------------------------------------------------------------------------------------
+
+# An advisory lock, whose first key channels don't have. A process that installs or upgrades modules holds it until the
+# others are told; claims try for it, shared.
+_LOADING_LOCK = f"{0x6A6F63}, 0"
+_IN_USE = "state IN ('installed', 'to install', 'to upgrade', 'to remove')"
+_PARTIALLY_UPDATED = "EXISTS (SELECT FROM ir_config_parameter WHERE key = 'base.partially_updated_database')"
+_NOBODY_LOADS = f"pg_try_advisory_xact_lock_shared({_LOADING_LOCK})"
+# One number for all modules in use, another one when any of them was written; index: ir_module_module__state_index.
+_MODULES = f"""(SELECT sum(timestamp_hash_extended(COALESCE(write_date, '-infinity'),
+                hashtextextended(concat_ws(' ', name, state, latest_version), 0)))::text
+                FROM ir_module_module WHERE {_IN_USE})"""
+GATE_IS_CLOSED = f"""(%(modules)s IS NOT NULL AND (
+       NOT {_NOBODY_LOADS} OR {_PARTIALLY_UPDATED} OR {_MODULES} IS DISTINCT FROM %(modules)s))"""
+"""SQL condition for claims: modules are not as they were when the gate was found open, ``%(modules)s``, or are just
+being changed. Without modules to compare, never."""
+
+
+def gate_state(cr):
+    """What the upgrade gate goes by.
+
+    :return: ``(what GATE_IS_CLOSED compares, whether the database is partially updated, whether nobody is loading a
+        registry to change modules, [name, state, version] of each module in use that has code)``
+    """
+    cr.execute(
+        f"""
+        SELECT {_MODULES}, {_PARTIALLY_UPDATED}, {_NOBODY_LOADS},
+               (SELECT json_agg(json_build_array(name, state, latest_version) ORDER BY name)
+                  FROM ir_module_module module
+                 WHERE {_IN_USE}
+                   -- a column of an addon, for modules that are imported as data
+                   AND (to_jsonb(module) ->> 'imported') IS DISTINCT FROM 'true')
+        """
+    )
+    return cr.fetchone()
+
+
+def hold_claims(cr):
+    """Keep workers from claiming until the end of the transaction, however long it idles or its host is silent."""
+    cr.execute(
+        """
+        SELECT set_config(name, value, true)
+          FROM (VALUES ('lock_timeout', '0'), ('statement_timeout', '0'), ('transaction_timeout', '0'),
+                       ('idle_in_transaction_session_timeout', '0'), ('tcp_keepalives_idle', '10'),
+                       ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '3')) wanted(name, value)
+          JOIN pg_settings USING (name)
+        """
+    )
+    cr.execute(f"SELECT pg_advisory_xact_lock({_LOADING_LOCK})")
+
+
+def modules_differ(cr, modules):
+    """Whether modules are being changed, or were since the gate was found open with ``modules``."""
+    cr.execute(f"SELECT {_MODULES} IS DISTINCT FROM %s", (modules,))
     return cr.fetchone()[0]
 
 

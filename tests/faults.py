@@ -297,6 +297,84 @@ def early(database, version, count):
     return names
 
 
+UPGRADED = "job_worker_upgraded"
+
+
+def write_upgrade(folder, version, jobs):
+    """Jobs of the addon write down which version's code ran them; a migration stores some, and then takes its time."""
+    sources = {
+        "__manifest__.py": repr(
+            {
+                "name": "Upgraded while workers run",
+                "version": f"19.0.{version}.0.0",
+                "license": "LGPL-3",
+                "author": "job_worker contributors",
+                "depends": ["test_job_worker"],
+            }
+        ),
+        "__init__.py": "from . import models",
+        "models.py": f"""
+            from odoo import models
+
+
+            class Upgraded(models.AbstractModel):
+                _name = "test.job.upgraded"
+                _description = "Upgraded"
+
+                def job_note(self, key):
+                    self.env["test.job.target"].job_ledger(f"{{key}} by {version}")
+        """,
+        f"migrations/19.0.{version}.0.0/post-store.py": f"""
+            from odoo import SUPERUSER_ID, api
+
+
+            def migrate(cr, _version):
+                upgraded = api.Environment(cr, SUPERUSER_ID, {{}})["test.job.upgraded"]
+                for number in range({jobs}):
+                    upgraded.with_delay(max_retries=1).job_note(f"{version}:{{number}}")
+        """,
+        f"migrations/19.0.{version}.0.0/end-work.py": """
+            import time
+
+
+            def migrate(cr, _version):
+                time.sleep(2)
+        """,
+    }
+    for name, source in sources.items():
+        file = folder / UPGRADED / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(source))
+
+
+def upgrades_that_store_jobs(database, folder, versions, jobs, load, processes=2):
+    """Upgrades whose migrations store jobs, one after the other, while workers run other jobs."""
+    environment = addons_path_with(folder, folder / "odoo.conf")
+    expected = []
+    write_upgrade(folder, 1, jobs)
+    with ExitStack() as stack:
+        workers = []
+        for version in range(1, versions + 1):
+            write_upgrade(folder, version, jobs)
+            expected += loaded(database, f"before {version}", load)
+            switch = "-u" if workers else "-i"
+            status, output = run_odoo(
+                database, switch, UPGRADED, "--stop-after-init", "--no-http", environment=environment
+            )
+            assert status == 0, output[-3000:]
+            if workers:  # an installation runs no migration
+                expected += [f"{version}:{number} by {version}" for number in range(jobs)]
+            else:
+                workers += [
+                    stack.enter_context(Worker(database, processes=processes, environment=environment)) for _ in "ab"
+                ]
+            database.wait_until_drained(60)
+        assert [worker.stop() for worker in workers] == [0, 0]
+    attempts = database.value("SELECT max(attempts) FROM queue_job")
+    assert attempts == 0, database.query("SELECT method_name, exc_info FROM queue_job WHERE attempts > 0 LIMIT 1")
+    return database.count(expected).check()
+
+
 def sigterm_under_load(database, rounds, jobs_per_round):
     """SIGTERM in the middle of the work, again and again."""
     expected = keys(rounds * jobs_per_round)

@@ -54,6 +54,11 @@ FAULTS = {
     "one counter, 8 processes": (in_clone, faults.one_counter, {"jobs": 1000, "processes": 8}),
     "module installed, upgraded": (in_clone_and_folder, faults.module_changes, {"load": 2000}),
     "copied 20 times under load": (in_clone_and_folder, faults.copies_under_load, {"copies": 20, "jobs_per_copy": 400}),
+    "upgrades that store jobs": (
+        in_clone_and_folder,
+        faults.upgrades_that_store_jobs,
+        {"versions": 12, "jobs": 300, "load": 1000},
+    ),
     "SIGTERM under load, 20 times": (in_clone, faults.sigterm_under_load, {"rounds": 20, "jobs_per_round": 100}),
     "clock two hours ahead": (in_clone_and_folder, faults.wrong_clock, {"jobs": 50, "offset": 7200}),
     "clock two hours behind": (in_clone_and_folder, faults.wrong_clock, {"jobs": 50, "offset": -7200}),

@@ -48,6 +48,10 @@ def test_copies_made_under_load_run_nothing_of_the_original(fresh_db, tmp_path):
     faults.copies_under_load(fresh_db, tmp_path, copies=3, jobs_per_copy=300)
 
 
+def test_upgrades_that_store_jobs_run_none_with_the_old_code(fresh_db, tmp_path):
+    faults.upgrades_that_store_jobs(fresh_db, tmp_path, versions=3, jobs=50, load=100)
+
+
 def test_sigterm_under_load_leaves_nothing_started(db):
     faults.sigterm_under_load(db, rounds=3, jobs_per_round=40)
 

@@ -26,7 +26,7 @@ def plans(db: Database, channels):
     finish = {"id": 1, "claim_seq": 1, "result": None, "duration": 1.0}
     claims = Claiming(session=True)
     claims._horizons = dict.fromkeys(channels, claiming._BEGINNING)
-    parameters = {"worker": "nobody", "count": 66, "further": 0, "free": 2, **claims._known()}
+    parameters = {"worker": "nobody", "count": 66, "further": 0, "free": 2, "modules": None, **claims._known()}
     try:
         with connection.transaction() as cr:
             cr.execute("SET plan_cache_mode = force_generic_plan")  # as the function's statements have them

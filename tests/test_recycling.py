@@ -1,5 +1,6 @@
 """Processes are replaced by what they used, and killed for what they must not use, without losing a job."""
 
+import os
 import resource
 import signal
 
@@ -7,10 +8,13 @@ import pytest
 
 from tests.faults import keys
 from tests.harness import Worker, ticks, wait_until
+from tools.paths import ROOT
 
 
 def change_modules(db):
-    """What an installation or upgrade does at its end."""
+    """What an upgrade of an addon does at its end, after its code was changed."""
+    os.utime(ROOT / "test_job_worker" / "__init__.py")
+    db.query("UPDATE ir_module_module SET write_date = clock_timestamp() WHERE name = 'test_job_worker'")
     with db.env() as env:
         env.registry.registry_invalidated = True
         env.registry.signal_changes()

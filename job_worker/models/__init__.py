@@ -1,6 +1,7 @@
 from . import (
     base,
     ir_actions_report,
+    ir_module_module,
     queue_job,
     queue_job_actions,
     queue_job_attempt,

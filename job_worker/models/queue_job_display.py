@@ -112,6 +112,8 @@ class QueueJob(models.Model):
             return _("Held, because this database was copied or moved: the dashboard asks which it is")
         if not queries.workers_alive(self.env.cr):
             return _("No worker has been seen in the last minute")
+        if reason := queries.why_nobody_claims(self.env.cr):
+            return _("No worker takes jobs: %s", reason)
         return _("Next in line in the channel %s", self.channel)
 
     def _standing_started(self):

@@ -15,6 +15,7 @@ from ..delay import DEFAULTS, Delayable, check_method_name, check_name, check_op
 from ..insert_buffer import insert_soon
 from ..job import PENDING, WAITING, storable_key
 from ..lifecycle import have_settled, wake_workers
+from ..loading import hold_claims
 from .base import Base
 from .job_serialization import dump_call
 
@@ -317,6 +318,7 @@ class QueueJob(models.Model):
     @api.model
     def _wake_workers_at_commit(self):
         """One notification for each transaction, however many jobs it stores."""
+        hold_claims(self.env)
         precommit = self.env.cr.precommit
         if "job_worker.wake" not in precommit.data:
             precommit.data["job_worker.wake"] = True

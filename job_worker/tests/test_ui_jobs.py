@@ -204,6 +204,16 @@ class TestJobDisplay(JobCase):
         job = self.enqueue(channel="test.paused.display")
         self.assertEqual(job.standing, "The channel test.paused.display is paused")
 
+    def test_why_no_worker_claims_is_told_where_a_job_waits_for_them_all(self):
+        job = self.enqueue()
+        values = {"last_heartbeat": self.env.cr.now(), "slots": 1}
+        blocked = {"state": "blocked", "reason": "modules are to be upgraded: sale"}
+        self.env["queue.worker"].create([{"name": "one", **values, **blocked}, {"name": "two", **values, **blocked}])
+        self.assertEqual(job.standing, "No worker takes jobs: modules are to be upgraded: sale")
+        self.env["queue.worker"].create({"name": "three", **values})
+        job.invalidate_recordset()
+        self.assertEqual(job.standing, "Next in line in the channel root")
+
     def test_the_call_is_told_with_the_names_of_its_records(self):
         job = self.enqueue("job_succeed")
         self.assertEqual(job.summary, f"Job succeed on Target of Test Jobs target, as {self.env.user.name}")

@@ -87,6 +87,7 @@ class Attempt:
         self.committed_at = None
         self.backend_pid = None
         self.registry = None
+        self.modules = None
         self._connection = None
         self._line = None
         self._thread_id = threading.get_ident()

@@ -23,6 +23,7 @@ import psycopg2
 from ..database_errors import is_trouble
 from ..job import DEFAULT_MAX_RETRIES
 from ..lifecycle import NEXT_CLAIM, NOW, TRANSITIONS, wake_workers
+from ..queries import GATE_IS_CLOSED
 from . import events
 from .attempt import Claim
 
@@ -106,8 +107,7 @@ SELECT extract(epoch FROM least(
             THEN COALESCE((SELECT jsonb_agg(jsonb_build_array(channel, priority, rank::text, id)) FROM head), '[]')
        END AS heads,
        EXISTS (SELECT FROM queue_worker WHERE name = %(worker)s AND state != 'dead') AS alive,
-       EXISTS (SELECT FROM ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove'))
-       AS modules_changing
+       {GATE_IS_CLOSED} AS gate_closed
   FROM (SELECT array_agg(channel::text) AS channels, array_agg(priority) AS priorities,
                array_agg(rank::text) AS ranks, array_agg(id) AS ids, array_agg(running_from) AS running_from,
                array_agg(channel::text) FILTER (WHERE throttled) AS throttled
@@ -203,7 +203,14 @@ UPDATE queue_job SET is_due = true
 RETURNING channel, priority, id
 """
 
-_WANTED_TYPES = {"worker": "text", "count": "int", "further": "int", "free": "int", "discover": "bool"}
+_WANTED_TYPES = {
+    "worker": "text",
+    "count": "int",
+    "further": "int",
+    "free": "int",
+    "discover": "bool",
+    "modules": "text",
+}
 _KNOWN_TYPES = {
     "channels": "text[]",
     "priorities": "int[]",
@@ -224,7 +231,7 @@ DECLARE
 BEGIN
     SELECT * INTO opened FROM ({open}) found_channels;
     RETURN NEXT to_json(opened);
-    IF opened.alive AND opened.channels IS NOT NULL AND NOT opened.modules_changing THEN
+    IF opened.alive AND opened.channels IS NOT NULL AND NOT opened.gate_closed THEN
         FOR taken IN {claim} LOOP
             RETURN NEXT to_json(taken);
             started := started || taken.channel::text;
@@ -254,7 +261,7 @@ class Outcome:
     :param busy: whether another worker is claiming in a channel of the best jobs
     :param queued: whether jobs wait in channels that are neither paused nor throttled
     :param alive: whether this worker still counts as alive
-    :param modules_changing: whether modules are being installed or upgraded
+    :param gate_closed: whether modules are not as the worker knows them
     :param again: whether all the best jobs were being changed by somebody, and the next claim looks at more of them
     """
 
@@ -264,7 +271,7 @@ class Outcome:
     busy: bool
     queued: bool
     alive: bool
-    modules_changing: bool
+    gate_closed: bool
     again: bool
 
 
@@ -339,18 +346,19 @@ class Claiming:
         best, self._best_heard = self._best_heard, None
         return best
 
-    def claim(self, connection, worker, free, count):
+    def claim(self, connection, worker, free, count, modules=None):
         """Start the best jobs that there is room for, in a transaction of its own.
 
         :param connection: :class:`~.connection.Connection`
         :param str worker: name of the worker
         :param int free: jobs it can run at once now
         :param int count: jobs to claim at most; what goes beyond ``free`` is claimed ahead
+        :param str modules: as the worker knows them, see :class:`~.gate.Gate`; ``None`` for however they are
         :rtype: Outcome
         """
         discover = self._too_many or len(self._horizons) > MAX_KNOWN_CHANNELS or time.monotonic() >= self._discover_at
         parameters = {"worker": worker, "free": free, "count": count, "discover": discover, "further": self._further}
-        parameters.update(self._known())
+        parameters.update(self._known(), modules=modules)
         begin = time.monotonic()
         try:
             opened, jobs, signals = self._ask(connection, parameters)
@@ -361,7 +369,7 @@ class Claiming:
             end = time.monotonic()
             self._discover_at = end + max(DISCOVER_SECONDS, (end - begin) / MAX_DISCOVER_SHARE)
         self._remember(opened["heads"], jobs)
-        tried = opened["channels"] and opened["alive"] and not opened["modules_changing"]
+        tried = opened["channels"] and opened["alive"] and not opened["gate_closed"]
         if tried:
             self._further = 0 if jobs else min(max(4 * self._further, FIRST_FURTHER), MOST_FURTHER)
         due_in = opened["due_in"]
@@ -370,7 +378,7 @@ class Claiming:
             signals=signals,
             due_in=None if due_in is None else float(due_in),  # for JSON, infinity is a string
             again=bool(tried) and not jobs and 0 < self._further < MOST_FURTHER,
-            **{name: opened[name] for name in ("busy", "queued", "alive", "modules_changing")},
+            **{name: opened[name] for name in ("busy", "queued", "alive", "gate_closed")},
         )
 
     def _ask(self, connection, parameters):
@@ -449,7 +457,7 @@ def _claim_in_steps(connection, parameters, signals):
     with connection.transaction() as cr:
         cr.execute(_STATEMENTS["open"] % _PLACEHOLDERS, parameters)
         (opened,) = _as_dicts(cr)
-        if opened["alive"] and opened["channels"] and not opened["modules_changing"]:
+        if opened["alive"] and opened["channels"] and not opened["gate_closed"]:
             parameters = {**parameters, **{name: opened[name] for name in _KNOWN_TYPES}}
             cr.execute(_STATEMENTS["claim"] % _PLACEHOLDERS, parameters)
             jobs = _as_dicts(cr)

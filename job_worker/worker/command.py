@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import psycopg2
+from odoo.service.server import load_server_wide_modules
 from odoo.tools import config
 
 from .. import home
@@ -47,6 +48,7 @@ def main(arguments):
     except ValueError as error:
         sys.stderr.write(f"job_worker: {error}\n")
         return 1
+    load_server_wide_modules()
     return Supervisor(options, arguments.processes).run()
 
 

@@ -27,8 +27,8 @@ def worker_buried(worker):
     )
 
 
-def claiming_paused(worker, reason):
-    _logger.info("claiming paused: worker=%s reason=%s", worker, reason)
+def claiming_paused(worker, database, reason):
+    _logger.info("claiming paused: worker=%s database=%s reason=%s", worker, database, reason)
 
 
 def claiming_resumed(worker):

@@ -55,15 +55,17 @@ class Executor:
     :param on_lost: called when it is unknown how an attempt ended: jobs may get no connections any more, see
         :meth:`probe`
     :param has_next: tells whether another job waits for a thread already
+    :param modules: tells what stands for the modules that are loaded, see :attr:`~.gate.Gate.modules`
     :param bool prepare: see :class:`~.job_cursor.JobCursor`
     """
 
-    def __init__(self, db_name, slots, max_backoff_seconds, unwritten, on_lost, has_next, prepare=True):
+    def __init__(self, db_name, slots, max_backoff_seconds, unwritten, on_lost, has_next, modules, prepare=True):
         self._db_name = db_name
         self._max_backoff = max_backoff_seconds
         self._unwritten = unwritten
         self._on_lost = on_lost
         self._has_next = has_next
+        self._modules = modules
         self._prepare = prepare
         # room for threads that were abandoned and not replaced by the system yet
         self._pool = ConnectionPool(2 * slots)
@@ -122,6 +124,7 @@ class Executor:
         claim = attempt.claim
         cr = None
         try:
+            attempt.modules = self._modules()
             attempt.registry = Registry(self._db_name)
             cr = self._cursor()
             cr.begin(claim)
@@ -316,7 +319,7 @@ def _registry_is_behind(cr, attempt, error):
     """Whether the failure may come from code and database being of different versions for the moment."""
     if attempt.claim.age > REGISTRY_PATIENCE_SECONDS:
         return False
-    if isinstance(error, ModelNotFoundError) or queries.modules_are_changing(cr):
+    if isinstance(error, ModelNotFoundError) or queries.modules_differ(cr, attempt.modules):
         return True
     registry = attempt.registry
     return registry is not Registry(registry.db_name) or registry.registry_sequence != registry.get_sequences(cr)[0]

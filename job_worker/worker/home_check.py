@@ -9,7 +9,6 @@ from ..home import Verdict
 from .connection import Connection
 
 SETTLE_SECONDS = 5.0
-LOOK_SECONDS = 2.0
 # Nobody needs to be asked.
 _DECIDED = (Verdict.IDLE, Verdict.COPY)
 REASONS = {

@@ -201,7 +201,7 @@ class Monitor:
 
     def _recover(self):
         worker = self._worker
-        if not worker.name:
+        if not worker.serving:
             return
         with self._connection.transaction() as cr:
             orphans, waiting, server_time = queries.upkeep_due(cr, worker.stale_after_seconds)

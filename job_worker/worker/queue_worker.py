@@ -12,8 +12,8 @@ import uuid
 from functools import partial
 from types import SimpleNamespace
 
+import psycopg2
 from odoo.modules.module import get_manifest
-from odoo.modules.registry import Registry
 from odoo.tools import config
 
 from .. import attempts, queries
@@ -24,7 +24,8 @@ from .attempt import LOST, SHUTDOWN
 from .claiming import Claiming
 from .connection import Backoff, Connection
 from .executor import Executor
-from .home_check import LOOK_SECONDS, HomeCheck, require_home
+from .gate import Gate
+from .home_check import HomeCheck, require_home
 from .monitor import Monitor
 from .obstacles import BLOCKED, PAUSED, TROUBLE, Obstacles
 from .pool import Pool
@@ -37,6 +38,7 @@ LOCKED_SCHEDULE_WAIT_SECONDS = 0.05
 LONGEST_NAP_SECONDS = 0.5
 GIVE_BACK_AFTER_SECONDS = 0.5
 GIVE_UP_AFTER_SECONDS = 10.0
+GATE_SECONDS = 1.0
 _JOB_ID = re.compile(r"\b\d{1,18}\b")
 _LOST = "lost"
 
@@ -69,8 +71,9 @@ class QueueWorker:
         first of all, those of derived names too
     :param bool pause_asked: begin as if it was asked to pause in the database
     :param on_pause_asked: called with the database and whether it was asked to pause, when that changes
-    :param on_ready: called before it claims for the first time under a name
-    :param on_registry_changed: called after modules were installed or upgraded, instead of reloading the registry here
+    :param on_ready: called before it claims for the first time
+    :param on_code_changed: called when this process has old code of modules and a new program would have newer one; by
+        default, the registry is loaded again with what this process has, or the worker waits
     :param on_thread_abandoned: called after a thread was given up because its job can't be interrupted
     :raise ValueError: a number is out of range
     """
@@ -92,7 +95,7 @@ class QueueWorker:
         pause_asked=False,
         on_pause_asked=None,
         on_ready=None,
-        on_registry_changed=None,
+        on_code_changed=None,
         on_thread_abandoned=None,
     ):
         if concurrency < 1:
@@ -113,7 +116,7 @@ class QueueWorker:
         self._listen = listen
         self._shutdown_timeout = shutdown_timeout
         self._predecessors = list(predecessors)
-        self._on_registry_changed = on_registry_changed
+        self._on_code_changed = on_code_changed
         self.on_thread_abandoned = on_thread_abandoned or (lambda: None)
         self._stop_event = stop_event or threading.Event()
         self._stop_now = threading.Event()
@@ -123,6 +126,8 @@ class QueueWorker:
         self._on_ready = on_ready or (lambda: None)
         self.obstacles = Obstacles()
         self._home = HomeCheck(db_name)
+        self.serving = False
+        self._gate = Gate(db_name)
         self._superseded = False
         self._buried = False
         self.connection = Connection(db_name, self._prepare_connection, session=listen)
@@ -143,6 +148,7 @@ class QueueWorker:
             self.unwritten,
             self._on_lost,
             has_next=lambda: self.pool.has_next,
+            modules=lambda: self._gate.modules,
             prepare=listen,
         )
         self.pool = Pool(concurrency, self._executor.run, self._wake, self._executor.release)
@@ -200,54 +206,79 @@ class QueueWorker:
     # --- serving -----------------------------------------------------------------------------------------------------
 
     def _serve(self):
-        """Claim and hand out until stopped.
+        """Claim and hand out until stopped, while the gate is open.
 
         :raise Exception: the database is away, or something is wrong with it or with this worker
         """
-        if reason := self._home.obstacle():
-            self._hold(reason)
-            return
-        self._clear(BLOCKED)
-        Registry(self.db_name)  # here, not in the middle of a claim: loading it takes seconds
-        self._register()
-        if self._trouble.broken:
-            self._executor.probe()  # the worker's own connection may stand while no other can be opened
+        self.serving = False
         while not self.stopping:
-            wait = self._step()
+            open_ = self.serving or self._enter()
+            wait = self._step() if open_ else None
             if self._trouble.broken:
                 self._trouble.reset()
                 self.lost = False
                 self.out_of_trouble("claims")
-            self._wait(wait)
+            if open_:
+                self._wait(wait)
+            else:
+                self.connection.close()  # whose notifications nobody would take
+                self._nap(GATE_SECONDS)
+
+    def _enter(self):
+        """Begin to work on the database, or go on after something about it changed, if its gate is open."""
+        first = self._gate.modules is None
+        self.serving = self._pass_gate()
+        if self.serving:
+            self._register()
+            if first:
+                self._look_for_files()
+                self._on_ready()
+            if self._trouble.broken:
+                self._executor.probe()  # the worker's own connection may stand while no other can be opened
+        return self.serving
+
+    def _pass_gate(self):
+        if self._superseded:
+            return False
+        if reason := self._home.obstacle():
+            self._hold(reason)
+            return False
+        reason = self._gate.why_closed()
+        if self._gate.has_new_code and self._on_code_changed:
+            self._superseded = True
+            self._on_code_changed()
+            self._give_back(self.pool.take_waiting(), "the code of modules has changed")
+            return False
+        if reason:
+            self._stay_outside(reason)
+            return False
+        if self._gate.load_registry():
+            events.registry_reloaded(self.db_name)
+        self._clear(BLOCKED)
+        return True
+
+    def _stay_outside(self, reason):
+        """The gate is closed: tell it, as far as the database can keep it."""
+        logged = self.obstacles.report(BLOCKED, reason)
+        if not self._gate.has_addon:
+            self.name = None
+        elif logged:
+            with contextlib.suppress(psycopg2.Error):  # the tables may be of another version, or locked
+                self._give_back(self.pool.take_waiting(), reason)
+                self._make_known(self._gate.connection)
+            self._gate.connection.close()
+        if logged:
+            events.claiming_paused(self.name, self.db_name, reason)
 
     def _hold(self, reason):
         """Leave a database alone that is not the queue's, without a trace in it; look again soon."""
         if self._home.is_settled and self.obstacles.report(BLOCKED, reason):
             events.database_held(self.db_name, reason)
-        self._nap(LOOK_SECONDS)
+        self.name = None  # nor is the row that had it to be touched
 
     def _register(self):
-        """Make the worker known, under a new name if it has none that lives; take stock of what it owns."""
-        with self.connection.transaction() as cr:
-            if self.name and self._beat(cr) is None:
-                self.name = None
-            if not self.name:
-                values = {
-                    "name": self._next_name,
-                    "hostname": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "version": get_manifest("job_worker").get("version"),
-                    "databases": self.db_name,
-                    "slots": self.pool.slots,
-                    "stale_after": self.stale_after_seconds,
-                    "pause_requested": self._pause_asked,
-                }
-                queries.register_worker(cr, values)
-        if not self.name:
-            self.name, self._next_name = self._next_name, derived_name(self._first_name)
-            events.worker_started(self.name, self.db_name, self.pool.slots)
-            self._look_for_files()
-            self._on_ready()
+        """Make the worker known, and take stock of what it and its predecessors own."""
+        self._make_known(self.connection)
         self._buried = False
         self._recover_predecessors()
         self._take_stock()
@@ -265,6 +296,29 @@ class QueueWorker:
             ):
                 pass
             self._predecessors.pop(0)
+
+    def _make_known(self, connection):
+        """Add the worker's row, or refresh it; under a new name if it has none that lives."""
+        with connection.transaction() as cr:
+            if self.name and self._beat(cr) is None:
+                self.name = None
+            if not self.name:
+                values = {
+                    "name": self._next_name,
+                    "hostname": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "version": get_manifest("job_worker").get("version"),
+                    "databases": self.db_name,
+                    "slots": self.pool.slots,
+                    "stale_after": self.stale_after_seconds,
+                    "pause_requested": self._pause_asked,
+                    "state": self.state,
+                    "reason": self.obstacles.reason,
+                }
+                queries.register_worker(cr, values)
+        if not self.name:
+            self.name, self._next_name = self._next_name, derived_name(self._first_name)
+            events.worker_started(self.name, self.db_name, self.pool.slots)
 
     def _look_for_files(self):
         with self.connection.transaction() as cr:
@@ -325,18 +379,18 @@ class QueueWorker:
         return GIVE_BACK_AFTER_SECONDS if self.pool.has_waiting else self.poll_timeout
 
     def _claim(self, free, count):
-        found = self._claiming.claim(self.connection, self.name, free, count)
+        found = self._claiming.claim(self.connection, self.name, free, count, self._gate.expected)
         if found.claims and self._signals.follow(found.signals):
             self._give_back(found.claims, "modules have changed")
-            return self._follow_registry()
+            self.serving = False
+            return 0
         self._submit(found.claims)
         if not found.alive:
             self._buried = True
             return 0
-        if found.modules_changing:
-            self._report(BLOCKED, "modules are being installed or upgraded")
-            return 1.0
-        self._clear(BLOCKED)
+        if found.gate_closed:
+            self.serving = False
+            return 0
         if found.due_in is not None and found.due_in <= 0:
             return 0 if self._mark_due() else LOCKED_SCHEDULE_WAIT_SECONDS
         if found.busy:
@@ -376,19 +430,6 @@ class QueueWorker:
         with self.connection.transaction() as cr:
             return self._claiming.mark_due(cr)
 
-    def _follow_registry(self):
-        """After modules were installed or upgraded: have a new process take over, or at least load the new registry.
-
-        :return: seconds until the next step
-        """
-        if self._on_registry_changed:
-            self._superseded = True  # else it would claim what it has just given back, again and again
-            self._on_registry_changed()
-            return self.poll_timeout
-        Registry(self.db_name).check_signaling()
-        events.registry_reloaded(self.db_name)
-        return 0
-
     def _start_over(self):
         """After others took this worker for dead: nothing it runs is its own any more."""
         events.worker_buried(self.name)
@@ -414,8 +455,6 @@ class QueueWorker:
     # --- obstacles ---------------------------------------------------------------------------------------------------
 
     def _is_paused(self):
-        if self._superseded:
-            return True
         if self._paused or self._pause_asked:
             self._give_back(self.pool.take_waiting(), "paused")
             self._report(PAUSED, "asked to")
@@ -426,7 +465,7 @@ class QueueWorker:
     def _report(self, state, reason):
         """Note why nothing is claimed; see :meth:`.obstacles.Obstacles.report`."""
         if self.obstacles.report(state, reason):
-            events.claiming_paused(self.name, reason)
+            events.claiming_paused(self.name, self.db_name, reason)
 
     def _clear(self, state):
         if self.obstacles.clear(state) and not self.obstacles:

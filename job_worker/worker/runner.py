@@ -226,7 +226,7 @@ class QueueJobRunner:
             pause_asked=db_name in self._paused_databases,
             on_pause_asked=self._pause_asked,
             on_ready=self._ready,
-            on_registry_changed=self._registry_changed if self._report else None,
+            on_code_changed=self._code_changed if self._report else None,
             on_thread_abandoned=lambda: self._recycle("a job's thread could not be interrupted"),
         )
         worker.pause(self._paused)
@@ -242,7 +242,7 @@ class QueueJobRunner:
         if self._report:
             self._report("paused" if paused else "resumed", db_name)
 
-    def _registry_changed(self):
+    def _code_changed(self):
         if not self._stopping:
             self._report("code changed")
 
@@ -278,7 +278,7 @@ class QueueJobRunner:
     def _excess_memory(self, ended, age):
         """Why the process has too much memory, if it has."""
         memory, limit = self._memory(), config["limit_memory_soft"]
-        if age < LEAST_LIFE_SECONDS and not all(worker.name for worker, _thread in self._serving.values()):
+        if age < LEAST_LIFE_SECONDS and not all(worker.serving for worker, _thread in self._serving.values()):
             return None  # registries are being loaded, which takes memory without any job
         if self._is_idle():
             self._empty_memory = min(self._empty_memory or memory, memory)

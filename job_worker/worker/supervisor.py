@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 import psutil
 from odoo import sql_db
-from odoo.modules.registry import Registry
 from odoo.tools import config
 from odoo.tools.misc import dumpstacks
 
 from . import events
+from .gate import Gate
 from .runner import STOP_NOW, QueueJobRunner
 
 # What a new program is told of the old one's processes: "pid:name,…", whether the service is paused, and for each seat
@@ -418,10 +418,12 @@ class Supervisor:
 
 
 def preload(databases):
-    """Load registries before forking, so that the processes share their memory."""
+    """Load the registries that may be loaded before forking, so that the processes share their memory."""
     for db_name in databases:
         try:
-            Registry(db_name)
+            gate = Gate(db_name)
+            if not gate.why_closed():
+                gate.load_registry()
         except Exception as error:
             events.unexpected(f"registry of {db_name}", error)
     gc.collect()
