@@ -359,7 +359,7 @@ def test_a_worker_waits_in_silence_for_an_addon_that_was_uninstalled(fresh_db):
     with Worker(fresh_db) as worker:
         worker.wait_until_ready()
         change_addon(fresh_db, "button_immediate_uninstall")
-        wait_until(lambda: worker.logged("tables of job_worker are missing"), what="it is told")
+        wait_until(lambda: worker.logged("the addon was removed"), what="it is told")
         before = len(worker.log().splitlines())
         assert all(len(worker.log().splitlines()) <= before + 2 for _tick in ticks(6, 0.5)), worker.log()[-3000:]
         change_addon(fresh_db, "button_immediate_install")
