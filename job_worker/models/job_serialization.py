@@ -268,24 +268,35 @@ def load_call(args, kwargs, env, foreign_uid=None):
 
 
 MAX_RESULT_BYTES = 64 * 1024
+SHOWN_CHARACTERS = 1000
+
+
+class _TooLongError(Exception):
+    """Told of bytes before they become several times as many characters."""
 
 
 def dump_result(value):
     """What a method returned, as the JSON text of the job's ``result``.
 
-    What JSON can't hold becomes its ``repr``; over 64 KiB only the beginning of the ``repr`` is kept, in a marker.
+    What JSON can't hold becomes its ``repr``; over 64 KiB only the beginning of the ``repr`` is kept, in a marker with
+    the size: that of the JSON, or of bytes alone where there are that many of them.
 
     :rtype: str or None
     """
     if value is None:
         return None
     try:
-        text = _strict_json(value)
-    except (TypeError, ValueError, RecursionError):
-        text = _strict_json(_safe_repr(value))
-    size = len(text.encode())
+        try:
+            text = _strict_json(value)
+        except (TypeError, ValueError, RecursionError):
+            text = _strict_json(_safe_repr(value))
+        size = len(text.encode())
+    except _TooLongError as error:
+        (size,) = error.args
     if size > MAX_RESULT_BYTES:
-        text = _strict_json({"__truncated__": True, "__repr__": _safe_repr(value)[:1000], "__size_bytes__": size})
+        beginning = value[:SHOWN_CHARACTERS] if isinstance(value, str | bytes | bytearray) else value
+        shown = _safe_repr(beginning)[:SHOWN_CHARACTERS]
+        text = _strict_json({"__truncated__": True, "__repr__": shown, "__size_bytes__": size})
     return text
 
 
@@ -294,14 +305,20 @@ def _strict_json(value):
 
     :raise ValueError: a NUL character, a lone surrogate, a number that is none
     """
-    text = json.dumps(value, default=_safe_repr, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(value, default=_short_repr, allow_nan=False, ensure_ascii=False)
     text.encode()  # a UnicodeEncodeError for lone surrogates
-    if _NUL.search(text):
+    if r"\u0000" in text and _NUL.search(text):
         raise ValueError("a NUL character in a string")
     return text
 
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def _short_repr(value):
+    if isinstance(value, bytes | bytearray) and len(value) > MAX_RESULT_BYTES:
+        raise _TooLongError(len(value))
+    return _safe_repr(value)
 
 
 def _safe_repr(value):

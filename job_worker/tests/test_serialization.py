@@ -3,6 +3,7 @@ import enum
 import json
 import math
 import tempfile
+import time
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -375,6 +376,16 @@ class TestSerialization(JobCase):
                 self.assertEqual(stored["__size_bytes__"], len(json.dumps(value, ensure_ascii=False).encode()))
                 self.assertTrue(repr(value).startswith(stored["__repr__"]))
         self.assertEqual(self.stored_result("x" * (64 * 1024 - 2)), "x" * (64 * 1024 - 2))
+
+    def test_megabytes_of_bytes_are_not_spelt_out_to_keep_a_thousand_characters(self):
+        raw = bytes(range(256)) * 2**15
+        for value in (raw, bytearray(raw), {"content": raw}, raw.decode("latin-1")[1:]):
+            with self.subTest(type(value)):
+                before = time.thread_time()
+                stored = json.loads(dump_result(value))
+                self.assertLess(time.thread_time() - before, 0.3)
+                self.assertGreaterEqual(stored["__size_bytes__"], len(raw) - 1)
+                self.assertTrue(repr(value).startswith(stored["__repr__"][:500]))
 
 
 class TestDamagedPayload(JobCase):
