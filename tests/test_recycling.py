@@ -4,11 +4,14 @@ import os
 import resource
 import signal
 
+import psutil
 import pytest
 
 from tests.faults import keys
 from tests.harness import Worker, ticks, wait_until
 from tools.paths import ROOT
+
+MIB = 2**20
 
 
 def change_modules(db):
@@ -178,3 +181,16 @@ def test_a_job_that_is_stored_with_a_change_of_a_setting_sees_the_change(db):
                 env.registry.cache_invalidated.clear()  # it never comes to telling them
             db.wait_for_state(job, "done")
             assert db.value("SELECT result #>> '{}' FROM queue_job WHERE id = %s", job) == value
+
+
+def test_what_big_jobs_took_is_not_kept(db):
+    big = "x" * 4 * MIB
+    db.enqueue("job_nothing", [()] * 8)
+    with Worker(db, concurrency=4) as worker:
+        db.wait_until_drained()
+        process = psutil.Process(*worker.children())
+        before = process.memory_info().rss
+        db.enqueue("job_succeed", [(big,)] * 40)
+        db.enqueue("job_fail", [(big,)] * 20, max_retries=1)
+        db.wait_until_drained()
+        wait_until(lambda: process.memory_info().rss - before < 100 * MIB, 45, f"{process.memory_info()} is given back")

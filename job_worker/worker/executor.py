@@ -6,6 +6,7 @@ it or if it did not succeed, a second one for what follows.
 
 import contextlib
 import contextvars
+import ctypes
 import random
 import threading
 import time
@@ -39,6 +40,9 @@ LATE_CHILDREN_SECONDS = 0.2
 START_AFTER_CLAIM_SECONDS = 0.05
 
 _PROCESS_STATE = ProcessState()
+
+# Of glibc, which keeps what threads have freed for them.
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 class _SessionLostError(Exception):
@@ -82,6 +86,7 @@ class Executor:
                 error = self._try_again(attempt, tries, error)
             if error is not None and attempt.settle():
                 self._end(attempt, error)
+            del error  # its traceback leads to this frame: it would keep itself, with all that the job's frames hold
         except BaseException as error:
             self._give_up(attempt.claim, error)
 
@@ -93,9 +98,11 @@ class Executor:
         _discard(JobCursor(self._pool, self._db_name, self._prepare))
 
     def release(self):
-        """Close the connection of the calling thread, which has nothing to do."""
+        """Close the connection of the calling thread, which has nothing to do, and give back memory that is free."""
         cr, self._slot.cr = getattr(self._slot, "cr", None), None
-        _discard(cr)
+        if cr is not None:
+            _discard(cr)
+            _trim_memory()
 
     def _cursor(self):
         """The calling thread's cursor."""
@@ -355,6 +362,11 @@ def _roll_back(cr):
         cr.rollback()
     except Exception:
         _discard(cr)
+
+
+def _trim_memory():
+    if _malloc_trim:
+        _malloc_trim(0)
 
 
 def _discard(cr):

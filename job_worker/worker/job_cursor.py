@@ -50,7 +50,7 @@ class JobCursor(Cursor):
         super().__init__(pool, db_name, {**KEEPALIVES, **info})
         self._cnx.autocommit = True
         self.line = Line(self._cnx)
-        self._claim = None
+        self._owned = None
         self.used_up = False
         self._finish = queries.FINISH
         if prepare:
@@ -73,18 +73,19 @@ class JobCursor(Cursor):
         """
         self.cache.clear()
         self.transaction = None
-        self._claim = claim
+        # not the claim: this cursor is part of a cycle of references, which would keep the arguments until a collection
+        self._owned = claim.id, claim.claim_seq
         if time.monotonic() - claim.claimed_at > SURE_SECONDS:
-            self._look_again()
+            self._look_again(claim)
         if self._is_idle():
             self._send(queries.BEGIN)
 
-    def _look_again(self):
+    def _look_again(self, claim):
         """Ask whether the job is still to run; not in its transaction, which begins with its own first statement."""
         if not self._is_idle():
             self._send("ROLLBACK")
         with self._cnx.cursor() as raw:
-            if not queries.is_as_claimed(raw, self._claim):
+            if not queries.is_as_claimed(raw, claim):
                 raise AttemptLostError
 
     def successor(self):
@@ -111,8 +112,8 @@ class JobCursor(Cursor):
         :raise AttemptLostError: the attempt does not own the job any more; nothing was committed
         """
         self.flush()
-        claim = self._claim
-        parameters = {"id": claim.id, "claim_seq": claim.claim_seq, "result": result, "duration": duration}
+        job_id, claim_seq = self._owned
+        parameters = {"id": job_id, "claim_seq": claim_seq, "result": result, "duration": duration}
         before, finish, after = queries.FORGET_SETTINGS, self._finish, f"; {queries.BEGIN}" if begin_next else ""
         if self.used_up:
             # Nothing that needs the fence can have been written by a transaction that only read, so its end may follow.
@@ -174,7 +175,8 @@ class JobCursor(Cursor):
         if not (self.used_up and self._only_read()):
             if self.used_up:
                 self._send(queries.OWN_TABLES)
-            if not queries.lock_attempt(self, self._claim.claim_seq, self._claim.id):
+            job_id, claim_seq = self._owned
+            if not queries.lock_attempt(self, claim_seq, job_id):
                 raise AttemptLostError
         self._send(f"COMMIT; {queries.BEGIN}")
         self._forget_transaction()

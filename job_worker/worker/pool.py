@@ -249,6 +249,7 @@ class Pool:
                 self._average = previous + _AVERAGE_WEIGHT * (duration - previous)
                 self._changed.notify_all()
                 idle = len(self._waiting) <= self._lookahead() // 2
+            del attempt  # with its arguments, which the wait for the next one would keep
             if idle:
                 self._on_idle()
         self._release()
