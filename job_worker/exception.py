@@ -32,6 +32,10 @@ class TimeoutJobError(JobError):
     """The attempt ran longer than the job's ``timeout``."""
 
 
+class SessionEndedJobError(JobError):
+    """The server ended the job's database session, because a setting bounds how long a transaction may idle or last."""
+
+
 class WorkerDiedJobError(JobError):
     """The worker that ran the attempt is gone."""
 

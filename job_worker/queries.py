@@ -777,6 +777,15 @@ def claimed_by(cr, name):
     return dict(cr.fetchall())
 
 
+def session_limits(cr):
+    """After how many seconds the server ends a session like this one in a transaction, by setting; 0 for never."""
+    cr.execute(
+        "SELECT name, setting::float / 1000 FROM pg_settings"
+        " WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
+    )
+    return dict(cr.fetchall())
+
+
 def ended_sessions(cr, pids):
     """Which of these sessions the server does not have any more."""
     pids = set(filter(None, pids))

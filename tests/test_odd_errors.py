@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.harness import wait_until, worker_thread
+from tests.harness import Worker, wait_until, worker_thread
 
 
 def test_another_database_that_is_away_is_the_jobs_affair(db):
@@ -41,3 +41,17 @@ def test_the_log_of_a_final_failure_has_the_traceback(db, caplog):
 
 def logged(caplog, words):
     return [record for record in caplog.records if words in record.getMessage()]
+
+
+@pytest.mark.parametrize("setting", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+@pytest.mark.parametrize("seconds", [1.5, 4], ids=["noticed by the job", "noticed by the monitor"])
+def test_a_session_that_the_server_ended_for_idling_is_the_jobs_failure(fresh_db, setting, seconds):
+    if not fresh_db.value("SELECT count(*) FROM pg_settings WHERE name = %s", setting):
+        pytest.skip("this server has no such setting")
+    fresh_db.query(f"ALTER DATABASE \"{fresh_db.name}\" SET {setting} = '1s'")
+    job = fresh_db.enqueue_one("job_ledger_then", "payment", "job_sleep", seconds, max_retries=1)
+    with Worker(fresh_db) as worker:
+        row = fresh_db.wait_for_state(job, "failed", timeout=60)
+        assert (row["attempts"], row["database_failures"]) == (2, 0)
+        assert setting in row["exc_info"]
+        assert not worker.logged("database lost")

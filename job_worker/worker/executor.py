@@ -21,7 +21,7 @@ from psycopg2 import errors
 from .. import attempts, graph, queries
 from ..call import ModelNotFoundError, find_caller_gone, perform
 from ..database_errors import is_trouble
-from ..exception import TimeoutJobError
+from ..exception import SessionEndedJobError, TimeoutJobError
 from ..models.job_serialization import dump_result
 from . import events
 from .attempt import CANCEL, LOST, SHUTDOWN, TIMEOUT, Interrupted
@@ -38,6 +38,7 @@ MAX_DATABASE_FAILURES = 10
 DATABASE_FAILURE_WAIT_SECONDS = 2.0
 LATE_CHILDREN_SECONDS = 0.2
 START_AFTER_CLAIM_SECONDS = 0.05
+SHORTEST_SESSION_LIMIT_SECONDS = 0.5
 
 _PROCESS_STATE = ProcessState()
 
@@ -150,10 +151,30 @@ class Executor:
                 self._renew_cursor(cr)
             if attempt.registry is not None:
                 attempt.registry.reset_changes()
+            if cr is not None and cr.broke_after and (setting := self._limit_reached(*cr.broke_after)):
+                return _session_ended(setting, error)
             return _SessionLostError(error) if lost else error
         events.job_done(claim, attempt.duration)
         self._after_done(attempt, cr)
         return None
+
+    def _limit_reached(self, idle, lasted):
+        """By which of its settings the server may have ended a session. It does not say so itself: a client that sends
+        nothing at the time does not get to know why.
+
+        :param float idle: seconds that the session was idle
+        :param float lasted: seconds that its transaction lasted
+        :return: name of the setting, ``None`` if it was something else
+        """
+        if lasted < SHORTEST_SESSION_LIMIT_SECONDS:
+            return None
+        try:
+            with self._transaction() as cr:
+                limits = queries.session_limits(cr)
+        except Exception:  # it was more than that session
+            return None
+        spent = {"idle_in_transaction_session_timeout": idle, "transaction_timeout": lasted}
+        return next((name for name, seconds in spent.items() if 0 < limits.get(name, 0) <= seconds), None)
 
     def _call(self, attempt, cr):
         try:
@@ -314,6 +335,15 @@ def write_lost(cr, claim, error, max_backoff):
         why = "database lost" if is_trouble(error) else "unexpected error"
         events.job_given_back(claim, f"{why}: {events.error_line(error)}")
     return False
+
+
+def _session_ended(setting, where):
+    error = SessionEndedJobError(
+        f"the server ended the job's database session, by its setting {setting}: env.cr.commit() before something that"
+        " takes long, or another value for the worker's role, avoid that"
+    )
+    error.__cause__ = where
+    return error
 
 
 def _timeout_error(claim, duration, where):

@@ -39,6 +39,8 @@ class JobCursor(Cursor):
     job leaves behind, a thread or a generator, finds it closed and gets at nothing of the next job (:meth:`successor`).
     A session in which more than settings may be left is not used again.
 
+    :ivar broke_after: of a connection that broke in the middle of the job: seconds since the last answer on it, and
+        since its transaction began
     :ivar used_up: the job sent something else than what the ORM sends, and may have changed the session with it
     :param pool: pool of connections, see :class:`odoo.sql_db.ConnectionPool`
     :param str db_name: database
@@ -52,6 +54,8 @@ class JobCursor(Cursor):
         self.line = Line(self._cnx)
         self._owned = None
         self.used_up = False
+        self.broke_after = None
+        self._answered_at = self._begun_at = time.monotonic()
         self._finish = queries.FINISH
         if prepare:
             # each time: a connection that comes from the pool has been reset, which forgets what was prepared
@@ -75,10 +79,15 @@ class JobCursor(Cursor):
         self.transaction = None
         # not the claim: this cursor is part of a cycle of references, which would keep the arguments until a collection
         self._owned = claim.id, claim.claim_seq
-        if time.monotonic() - claim.claimed_at > SURE_SECONDS:
-            self._look_again(claim)
-        if self._is_idle():
-            self._send(queries.BEGIN)
+        try:
+            if time.monotonic() - claim.claimed_at > SURE_SECONDS:
+                self._look_again(claim)
+            if self._is_idle():
+                self._send(queries.BEGIN)
+            elif time.monotonic() - self._begun_at > SURE_SECONDS:
+                self._send(f"ROLLBACK; {queries.BEGIN}")  # the server may have ended it for idling
+        finally:
+            self.broke_after = None  # not in this job
 
     def _look_again(self, claim):
         """Ask whether the job is still to run; not in its transaction, which begins with its own first statement."""
@@ -162,6 +171,7 @@ class JobCursor(Cursor):
         try:
             return super().execute(query, params, log_exceptions)
         finally:
+            self._note_answer()
             if self._is_idle():
                 self._send(queries.BEGIN)
                 raise RuntimeError("a job can't end its transaction in SQL: use env.cr.commit() or env.cr.rollback()")
@@ -214,8 +224,20 @@ class JobCursor(Cursor):
     def _send(self, sql, parameters=None):
         if self._closed:
             raise psycopg2.InterfaceError("Cursor already closed")
-        with self._cnx.cursor() as raw:
-            raw.execute(sql, parameters)
+        try:
+            with self._cnx.cursor() as raw:
+                raw.execute(sql, parameters)
+        finally:
+            self._note_answer()
+        if sql.endswith(queries.BEGIN):
+            self._begun_at = self._answered_at
+
+    def _note_answer(self):
+        now = time.monotonic()
+        if not self.broken:
+            self._answered_at = now
+        elif not self.broke_after:
+            self.broke_after = now - self._answered_at, now - self._begun_at
 
 
 def _leaves_nothing(sql):
