@@ -224,6 +224,19 @@ def test_a_copy_that_somebody_is_neutralising_is_left_alone(fresh_db, copy, quic
     assert check.obstacle() is None
 
 
+def test_signs_of_life_of_a_worker_do_not_make_neutralising_fail(fresh_db):
+    fresh_db.query("INSERT INTO queue_worker (name, state) VALUES ('alive', 'running')")
+    job = fresh_db.enqueue_one("job_nothing")
+    with psycopg2.connect(dbname=fresh_db.name) as connection, connection.cursor() as cr:
+        connection.set_session(isolation_level="REPEATABLE READ")
+        cr.execute("SELECT FROM queue_worker")
+        fresh_db.query("UPDATE queue_worker SET last_heartbeat = now()")
+        cr.execute(databases.NEUTRALIZE.read_text())
+    connection.close()
+    assert fresh_db.job(job)["state"] == "cancelled"
+    assert fresh_db.workers() == ["alive"]
+
+
 @pytest.mark.parametrize("own_uuid", [True, False])
 def test_a_copy_without_jobs_is_served_within_seconds(fresh_db, copy, quick, own_uuid):
     fresh_db.query("INSERT INTO queue_worker (name, state) VALUES ('of the original', 'running')")

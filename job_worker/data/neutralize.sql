@@ -7,7 +7,14 @@ UPDATE queue_job
        exc_info = 'Cancelled, not run: this database was neutralized or is a copy, and the job belongs to the original.'
  WHERE state IN ('waiting', 'pending', 'started');
 
-DELETE FROM queue_worker;
+-- a row that changes meanwhile is that of a worker that lives here, and must not make the neutralization fail
+DO $$
+BEGIN
+    DELETE FROM queue_worker;
+EXCEPTION
+    WHEN serialization_failure THEN NULL;
+END
+$$;
 
 -- what is stored from now on belongs to this database
 UPDATE ir_config_parameter
