@@ -18,7 +18,7 @@ from odoo.tools import config
 
 from tests import copying
 from tests.faults import keys
-from tests.harness import STALE_AFTER, Database, ticks, wait_until, worker_thread
+from tests.harness import STALE_AFTER, Database, Worker, ticks, wait_until, worker_thread
 from tools import databases, postgres
 from tools.paths import ODOO_BIN
 
@@ -276,3 +276,20 @@ def test_a_database_that_is_being_restored_is_left_alone(fresh_db, copy, tmp_pat
     copy.query('UPDATE queue_limit SET "limit" = 1')
     assert_untouched(copy, {"pending": 1})
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
+def test_a_worker_for_a_database_that_is_being_created_waits_for_it(fresh_db, copy):
+    """One that was given its name, and so does not have to find it."""
+    with databases.connect() as cr:
+        cr.execute(f'CREATE DATABASE "{copy.name}" TEMPLATE template0')
+    copy.query(
+        "CREATE TABLE ir_module_module (name text, state text); CREATE TABLE queue_worker (name text, state text)"
+    )
+    copy.query("INSERT INTO ir_module_module VALUES ('job_worker', 'installed')")
+    with Worker(copy) as worker:
+        wait_until(lambda: worker.logged("database left alone"), 60, "it says so")
+        assert "Traceback" not in worker.log()
+        copy.close()
+        databases.drop(copy.name)
+        databases.clone(copy.name)
+        copy.wait_for_state(copy.enqueue_one("job_ledger", "made"), "done", timeout=60)

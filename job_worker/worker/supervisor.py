@@ -21,6 +21,7 @@ from odoo.tools.misc import dumpstacks
 
 from . import events
 from .gate import Gate
+from .home_check import HomeCheck
 from .runner import STOP_NOW, QueueJobRunner
 
 # What a new program is told of the old one's processes: "pid:name,…", whether the service is paused, and for each seat
@@ -422,7 +423,7 @@ def preload(databases):
     for db_name in databases:
         try:
             gate = Gate(db_name)
-            if not gate.why_closed():
+            if not (HomeCheck(db_name).obstacle() or gate.why_closed()):
                 gate.load_registry()
         except Exception as error:
             events.unexpected(f"registry of {db_name}", error)
