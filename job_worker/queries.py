@@ -89,6 +89,8 @@ def signal_caches(cr, names):
 def prepare_job_table(cr):
     """What the ORM does not make: the numbers of claims, and settings of the table."""
     cr.execute("CREATE SEQUENCE IF NOT EXISTS queue_job_claim_seq")
+    # Until when callers wait, in milliseconds since 1970: a number that everybody sees, whatever their snapshot.
+    cr.execute("CREATE SEQUENCE IF NOT EXISTS queue_job_hold_back_seq")
     # Every job is three row versions within seconds: vacuum by churn, not by a share of the history.
     cr.execute(
         "ALTER TABLE queue_job SET (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 2000,"
@@ -111,7 +113,7 @@ def prepare_limit_table(cr):
 def drop_own_objects(cr):
     """Drop what the functions above made, and forget where the queue is at home, before the ORM drops its tables."""
     cr.execute("DROP TABLE IF EXISTS queue_limit_starts")
-    cr.execute("DROP SEQUENCE IF EXISTS queue_job_claim_seq")
+    cr.execute("DROP SEQUENCE IF EXISTS queue_job_claim_seq, queue_job_hold_back_seq")
     cr.execute("DELETE FROM ir_config_parameter WHERE key = 'job_worker.home'")
 
 
@@ -270,6 +272,11 @@ def _insert_row(row, extra_columns):
     return sql + ")", params
 
 
+# For how long callers wait that would hold a job which is due, so that it can begin; and for how long not again.
+HOLD_BACK_SECONDS = 1
+HOLD_BACK_PAUSE_SECONDS = 10
+
+
 def active_jobs_by_identity(cr, keys):
     """Map identity keys to the ids of the active jobs that have them; index: queue_job_identity_idx."""
     cr.execute(
@@ -287,14 +294,24 @@ def hold_active_jobs(cr, keys):
     are running are not held up. In a transaction at REPEATABLE READ this fails to serialise where one was changed since
     it began.
 
+    Callers share what they hold. So that a job can begin that each holds before the last one has let go, workers have
+    them wait for a moment: :func:`hold_back_callers`.
+
     :param cr: Odoo cursor
     :return: ``(identity_key, id, state, is_due, channel, priority)`` of each
     """
     cr.execute(
         """
-        WITH held AS MATERIALIZED (
-            SELECT identity_key, id, state, is_due, channel, priority FROM queue_job
+        WITH known AS MATERIALIZED (
+            SELECT id FROM queue_job
              WHERE identity_key = ANY(%(keys)s) AND identity_key IS NOT NULL AND state IN ('waiting', 'pending')
+        ), awaited AS MATERIALIZED (
+            SELECT pg_sleep(CASE WHEN seconds BETWEEN 0 AND %(most)s THEN seconds ELSE 0 END)
+              FROM (SELECT last_value / 1000.0 - extract(epoch FROM clock_timestamp())::float AS seconds
+                      FROM queue_job_hold_back_seq WHERE EXISTS (SELECT FROM known)) wait
+        ), held AS MATERIALIZED (
+            SELECT identity_key, id, state, is_due, channel, priority FROM queue_job
+             WHERE id = ANY(ARRAY(SELECT id FROM awaited CROSS JOIN known)) AND state IN ('waiting', 'pending')
                FOR SHARE
         )
         SELECT * FROM held
@@ -302,7 +319,7 @@ def hold_active_jobs(cr, keys):
         SELECT identity_key, id, state, is_due, channel, priority FROM queue_job
          WHERE identity_key = ANY(%(keys)s) AND identity_key IS NOT NULL AND state = 'started'
         """,
-        {"keys": list(keys)},
+        {"keys": list(keys), "most": HOLD_BACK_SECONDS},
     )
     jobs = cr.fetchall()
     if running := [job_id for _key, job_id, state, *_rest in jobs if state == STARTED]:
@@ -311,6 +328,18 @@ def hold_active_jobs(cr, keys):
             cr.execute("SELECT FROM queue_job WHERE id = ANY(%s) FOR SHARE", (running,))
             savepoint.rollback()
     return jobs
+
+
+def hold_back_callers(cr):
+    """Have callers wait for a second who would hold a job that has not begun, unless they did so a moment ago."""
+    cr.execute(
+        """
+        SELECT setval('queue_job_hold_back_seq', ((now + %(seconds)s) * 1000)::bigint)
+          FROM queue_job_hold_back_seq, extract(epoch FROM clock_timestamp()) now
+         WHERE last_value / 1000.0 NOT BETWEEN now - %(pause)s AND now + %(seconds)s
+        """,
+        {"seconds": HOLD_BACK_SECONDS, "pause": HOLD_BACK_PAUSE_SECONDS},
+    )
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """What callers rely on and can't see: jobs that begin or end while a transaction that counts on them is still open."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg2
 import pytest
@@ -138,6 +139,27 @@ def test_a_request_whose_call_was_about_to_be_swallowed_is_tried_again(db):
         env.cr.commit()
         db.wait_for_state(second, "done")
     assert db.ledger() == {"first": 1, "again": 1}
+
+
+def test_a_job_that_callers_hold_without_a_gap_begins_all_the_same(db):
+    over = threading.Event()
+
+    def call_again_and_again():
+        while not over.is_set():
+            with caller(db) as env, suppress(psycopg2.errors.SerializationFailure, ConcurrencyError):
+                call(env)
+                for _tick in ticks(0.2, 0.2):
+                    pass
+                env.cr.commit()
+
+    with ThreadPoolExecutor() as executor, Worker(db):
+        callers = [executor.submit(call_again_and_again) for _caller in range(12)]
+        try:
+            wait_until(lambda: db.states().get("done"), what="the job runs")
+        finally:
+            over.set()
+    for done in callers:
+        done.result()
 
 
 def test_jobs_behind_many_that_a_caller_holds_go_on(db):

@@ -36,6 +36,7 @@ MAX_KNOWN_CHANNELS = 200
 # How many jobs more than wanted to look at, once all of the best turned out to be locked by somebody.
 FIRST_FURTHER = 8
 MOST_FURTHER = 16 * 1024
+STARVING_SECONDS = 2.0
 _LOCK_SPACE = 0x6A6F62  # "job": first key of the advisory locks of channels
 
 # The order of claims: as queue_job_claim_idx has it.
@@ -263,6 +264,7 @@ class Outcome:
     :param alive: whether this worker still counts as alive
     :param gate_closed: whether modules are not as the worker knows them
     :param again: whether all the best jobs were being changed by somebody, and the next claim looks at more of them
+    :param starving: whether the best job of a channel has been held by somebody for long
     """
 
     claims: list
@@ -273,6 +275,7 @@ class Outcome:
     alive: bool
     gate_closed: bool
     again: bool
+    starving: bool
 
 
 class Claiming:
@@ -291,6 +294,7 @@ class Claiming:
         self._too_many = False
         self._further = 0
         self._best_heard = None
+        self._passed_by = {}
 
     def prepare(self, cr, signals):
         """Make the function, whose statements are planned once for the session.
@@ -365,11 +369,13 @@ class Claiming:
         except Exception:
             self.forget()  # what was remembered may be what fails
             raise
+        end = time.monotonic()
         if discover:
-            end = time.monotonic()
             self._discover_at = end + max(DISCOVER_SECONDS, (end - begin) / MAX_DISCOVER_SHARE)
         self._remember(opened["heads"], jobs)
         tried = opened["channels"] and opened["alive"] and not opened["gate_closed"]
+        if tried and discover:
+            self._note_passed_by(zip(opened["channels"], opened["ids"], strict=True), jobs)
         if tried:
             self._further = 0 if jobs else min(max(4 * self._further, FIRST_FURTHER), MOST_FURTHER)
         due_in = opened["due_in"]
@@ -378,8 +384,20 @@ class Claiming:
             signals=signals,
             due_in=None if due_in is None else float(due_in),  # for JSON, infinity is a string
             again=bool(tried) and not jobs and 0 < self._further < MOST_FURTHER,
+            starving=any(end - since > STARVING_SECONDS for since in self._passed_by.values()),
             **{name: opened[name] for name in ("busy", "queued", "alive", "gate_closed")},
         )
+
+    def _note_passed_by(self, heads, jobs):
+        """Since when somebody has held the best job of a channel whenever all channels were looked for.
+
+        :param heads: channel and id of each
+        :param jobs: those that were claimed
+        """
+        now = time.monotonic()
+        claimed, channels = {job["id"] for job in jobs}, {job["channel"] for job in jobs}
+        passed_by = [job_id for channel, job_id in heads if job_id not in claimed and (channel in channels or not jobs)]
+        self._passed_by = {job_id: self._passed_by.get(job_id, now) for job_id in passed_by}
 
     def _ask(self, connection, parameters):
         if not self._has_function:

@@ -385,6 +385,8 @@ class QueueWorker:
             self.serving = False
             return 0
         self._submit(found.claims)
+        if found.starving:
+            self._hold_back_callers()
         if not found.alive:
             self._buried = True
             return 0
@@ -400,6 +402,11 @@ class QueueWorker:
         full = found.queued and not found.claims
         wait = min(self.poll_timeout, FULL_CHANNEL_WAIT_SECONDS) if full else self.poll_timeout
         return wait if found.due_in is None else min(found.due_in, wait)
+
+    def _hold_back_callers(self):
+        """Let a job begin that callers hand on from one to the next, see :func:`~..queries.hold_active_jobs`."""
+        with self.connection.transaction() as cr:
+            queries.hold_back_callers(cr)
 
     def _submit(self, claims):
         claims, others = self.pool.admit(claims)
