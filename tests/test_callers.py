@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.harness import wait_until, worker_thread
+from tests.harness import wait_until, worker_thread  # first: it puts the addons on the path
+
+from odoo.addons.job_worker.worker import job_cursor, queue_worker  # isort: skip
 
 
 @pytest.fixture
@@ -52,6 +54,25 @@ def test_a_job_whose_user_or_company_is_deleted_while_it_runs_fails_and_is_not_r
     assert f"{what}" in error.lower().splitlines()[-1], error
     assert "not found: it was deleted" in error
     assert db.ledger() == {"once": 1}
+    assert attempts(db, job) == [("failed", True)]
+
+
+def test_a_job_whose_user_is_deleted_while_it_waits_for_a_thread_does_not_begin(db, user, monkeypatch):
+    monkeypatch.setattr(queue_worker, "GIVE_BACK_AFTER_SECONDS", 60)
+    monkeypatch.setattr(job_cursor, "SURE_SECONDS", 0)
+    db.enqueue("job_nothing", [()] * 300)
+    with worker_thread(db, concurrency=1) as worker:
+        db.wait_until_drained()
+        db.query("SELECT pg_advisory_lock(4711)")
+        with db.env() as env:  # in one transaction, so that they are claimed together
+            target = env["test.job.target"]
+            target.with_delay(priority=1).job_execute("SELECT pg_advisory_xact_lock(4711)")
+            job = target.with_user(user[0]).sudo().with_delay().job_witness("never").id
+        wait_until(lambda: len(worker.pool.claims()) == 2, what="both are claimed")
+        delete(db, user[0])
+        db.query("SELECT pg_advisory_unlock(4711)")
+        assert "The user of the job was not found" in db.wait_for_state(job, "failed")["exc_info"]
+    assert not db.ledger()
     assert attempts(db, job) == [("failed", True)]
 
 
