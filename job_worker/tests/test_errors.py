@@ -7,7 +7,7 @@ from odoo.exceptions import MissingError, UserError
 from odoo.tests import BaseCase, tagged
 from odoo.tools import mute_logger
 
-from .. import attempts
+from .. import attempts, queries
 from ..exception import FailedJobError, JobError, RetryableJobError, TimeoutJobError, WorkerDiedJobError
 from ..lifecycle import after_failure
 from ..models.job_serialization import ModelNotFoundError
@@ -377,10 +377,10 @@ class TestWorkersEnds(JobMixin, JobCase):
         names = [field.name for field in dataclasses.fields(Claim)]
         stored = {name: job[name] if name in job._fields else False for name in names}
         attempt = Attempt(Claim(**{**stored, **known}))
-        attempt.registry = self.env.registry
+        attempt.registry, attempt.modules = self.env.registry, queries.gate_state(self.cr)[0]
         attempt.reason = reason
         with mute_logger("odoo.addons.job_worker.worker") if quiet else nullcontext():
-            ended = write_end(self.cr, attempt, error, 3600)
+            ended = write_end(self.cr, attempt, error, attempt.duration, 3600)
         job.env["queue.job"].invalidate_model()
         return ended
 

@@ -18,6 +18,14 @@ from odoo.addons.job_worker.delay import group
 _channels = itertools.count(1)
 
 
+class TracingCursor(cursor):
+    """Keeps the statements that it was given in ``traced``."""
+
+    def execute(self, query, *args):
+        self.traced.append(query)
+        return super().execute(query, *args)
+
+
 class BufferCase(JobCase):
     def setUp(self):
         super().setUp()
@@ -336,15 +344,9 @@ class TestTransactions(BufferCase):
             self.assertEqual(vars(connection), before)
 
     def test_who_traces_the_statements_of_a_connection_sees_each_insert(self):
-        traced = []
-
-        class TracingCursor(cursor):
-            def execute(self, query, *args):
-                traced.append(query)
-                return super().execute(query, *args)
-
         with external_env(self.env) as (cr, env):
             cr._obj = cr._cnx.cursor(cursor_factory=TracingCursor)
+            cr._obj.traced = traced = []
             jobs = self.enqueue_in_a_row(3, env=env)
         self.assertEqual(sum("INSERT INTO queue_job" in query for query in traced), 3)
         self.assertEqual(self.stored(), jobs.ids)

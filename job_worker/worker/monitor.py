@@ -153,7 +153,7 @@ class Monitor:
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
     def _write_ends(self):
-        self._worker.unwritten.write(self._connection)
+        self._worker.unwritten.flush(self._connection)
 
     def _end_abandoned(self, cr, attempt, duration):
         """End the session of an abandoned attempt, so that nothing of it can be committed, and write its end."""

@@ -583,7 +583,7 @@ class QueueWorker:
     def _leave(self):
         """Take leave of the database: nothing stays started in this worker's name."""
         if self.name:
-            self._try_to(self._take_stock, lambda: self.unwritten.write(self.connection), self._unregister)
+            self._try_to(self._take_stock, lambda: self.unwritten.flush(self.connection), self._unregister)
         self.connection.close()
         self._wake_receiver.close()
         self._wake_sender.close()

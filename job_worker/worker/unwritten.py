@@ -53,7 +53,7 @@ class UnwrittenEnds:
         with self._lock:
             return {end.claim.id: end.claim.claim_seq for end in self._ends}
 
-    def write(self, connection):
+    def flush(self, connection):
         """Write what is due. After one that can't be written the others wait for the next call, so that none holds up
         the calling thread for long.
 
