@@ -107,3 +107,11 @@ def test_the_vacuum_reads_little_more_than_its_batch_beside_many_live_graphs(fre
         blocks = sum(map(int, re.findall(r"(?:hit|read)=(\d+)", plan.splitlines()[1])))
         assert "Seq Scan on queue_job" not in plan
         assert blocks < 1500, plan
+
+
+def test_a_claim_reads_the_modules_in_use_once(db):
+    plan = dict(plans(db, ["one"]))["open"]
+    assert re.findall(r"(\w+) Scan using (\w+) on ir_module_module", plan) == [
+        ("Index", "ir_module_module__state_index")
+    ]
+    assert "Scan on ir_module_module" not in plan
