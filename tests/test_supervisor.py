@@ -112,6 +112,21 @@ def test_sighup_starts_the_program_anew_while_jobs_go_on(db):
     assert db.ledger() == {"slow": 1, "quick": 1}
 
 
+def test_a_program_that_starts_anew_does_not_end_for_a_database_that_can_not_be_served(fresh_db):
+    """With it would end what its processes still run, in a container."""
+    slow = fresh_db.enqueue_one("job_ledger", "slow", 8)
+    with Worker(fresh_db) as worker:
+        fresh_db.wait_for_state(slow, "started")
+        fresh_db.query("UPDATE ir_module_module SET state = 'uninstalled' WHERE name = 'job_worker'")
+        worker.signal(signal.SIGHUP)
+        wait_until(lambda: worker.logged("worker process started") == 2, what="a new process")
+        fresh_db.wait_for_state(slow, "done")
+        fresh_db.query("UPDATE ir_module_module SET state = 'installed' WHERE name = 'job_worker'")
+        job = fresh_db.enqueue_one("job_ledger", "again")
+        fresh_db.wait_for_state(job, "done", timeout=60)
+        assert worker.stop() == 0
+
+
 def test_jobs_of_a_process_of_the_former_program_that_died_are_taken_back_at_once(db):
     """Another that works is told of it, as there is nobody who takes its place."""
     slow = db.enqueue_one("job_sleep", 60, max_retries=1)

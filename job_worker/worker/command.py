@@ -1,6 +1,7 @@
 """What ``odoo-bin job_worker`` does once its options are read."""
 
 import contextlib
+import os
 import sys
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from . import events, filestore
 from .connection import Connection
 from .home_check import REASONS
 from .runner import Options, databases_with_addon, default_concurrency
-from .supervisor import Supervisor
+from .supervisor import DRAINING_VARIABLE, Supervisor
 
 
 def main(arguments):
@@ -44,7 +45,12 @@ def main(arguments):
         if arguments.check:
             return check(options)
         if options.databases:
-            options = replace(options, databases=servable(databases_with_addon()))
+            try:
+                options = replace(options, databases=servable(databases_with_addon()))
+            except ValueError:
+                if DRAINING_VARIABLE not in os.environ:
+                    raise
+                # A service that runs already does not end for that, with jobs that still run: it waits for them.
     except ValueError as error:
         sys.stderr.write(f"job_worker: {error}\n")
         return 1
