@@ -21,6 +21,20 @@ def test_an_error_that_cannot_be_told_without_another_is_counted_like_any(db, ki
     assert "Error" in ended["exc_info"].splitlines()[-1]
 
 
+def test_jobs_of_a_model_that_is_not_there_fill_neither_the_history_nor_the_log(db):
+    jobs = db.enqueue("job_nothing", [()] * 50)
+    db.query(
+        """UPDATE queue_job SET model_name = 'gone.model', payload = jsonb_set(payload, '{model}', '"gone.model"')"""
+    )
+    with Worker(db) as worker:
+        tries = "SELECT count(*), min(times), min(number) FROM queue_job_attempt"
+        wait_until(lambda: db.query(tries) == [(len(jobs), 3, 3)], 40, "every job is tried three times")
+        assert worker.logged("gone.model") == 1, worker.log()[-3000:]
+    assert db.states() == {"pending": len(jobs)}
+    assert db.value("SELECT max(attempts) FROM queue_job") == 0
+    assert db.value("SELECT min(scheduled_at) > now() AT TIME ZONE 'UTC' + interval '10 seconds' FROM queue_job")
+
+
 def test_what_odoo_tries_again_is_no_failure_of_the_job(db):
     job = db.enqueue_one("job_fail_times", "x", 3, "concurrency", max_retries=1)
     with worker_thread(db):
