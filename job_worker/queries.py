@@ -6,6 +6,7 @@ primary key.
 # pylint: disable=sql-injection
 # what is formatted into statements are constants of this package
 
+import json
 import logging
 import threading
 import time
@@ -1161,9 +1162,11 @@ def json_texts(cr, ids, column, characters):
     return {job_id: texts for job_id, *texts in cr.fetchall()}
 
 
-def argument_texts(cr, ids, count, characters):
+def argument_texts(cr, ids, count, characters, recordset, record_ids):
     """The first arguments of jobs, and the beginning of each, as JSON; by key.
 
+    :param dict recordset: what tells a recordset from other values
+    :param int record_ids: how many ids of a recordset to keep
     :return: ``(job id, name or None, text, length of the whole)`` of each
     """
     cr.execute(
@@ -1180,11 +1183,21 @@ def argument_texts(cr, ids, count, characters):
                ) WITH ORDINALITY named(key, value, place)
                LIMIT %(count)s
                ) argument
-         CROSS JOIN LATERAL (SELECT value::text AS text OFFSET 0) whole
+         CROSS JOIN LATERAL (
+               SELECT (CASE WHEN value @> %(recordset)s
+                       THEN value || jsonb_build_object('ids', jsonb_path_query_array(value, %(shown_ids)s))
+                       ELSE value END)::text OFFSET 0
+               ) whole(text)
          WHERE job.id = ANY(%(ids)s)
          ORDER BY argument.name IS NOT NULL, argument.place
         """,
-        {"ids": list(ids), "count": count, "characters": characters},
+        {
+            "ids": list(ids),
+            "count": count,
+            "characters": characters,
+            "recordset": json.dumps(recordset),
+            "shown_ids": f"$.ids[0 to {record_ids - 1}]",
+        },
     )
     return cr.fetchall()
 

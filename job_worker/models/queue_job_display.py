@@ -18,6 +18,7 @@ NAMED_RECORDS = 3
 GRAPH_NODES = 2000
 ARGUMENTS_SHOWN = 50
 ARGUMENT_CHARACTERS = 1000
+ARGUMENT_RECORDS = 20
 ERROR_LINE_CHARACTERS = 500
 TIMELINE_ERROR_CHARACTERS = 2000
 
@@ -193,7 +194,12 @@ class QueueJob(models.Model):
         self.check_access("read")  # what follows is read past it
         lines = defaultdict(list)
         for job_id, name, text, length in queries.argument_texts(
-            self.env.cr, self._origin.ids, ARGUMENTS_SHOWN + 1, ARGUMENT_CHARACTERS
+            self.env.cr,
+            self._origin.ids,
+            ARGUMENTS_SHOWN + 1,
+            ARGUMENT_CHARACTERS,
+            {TYPE_KEY: RECORDSET},
+            ARGUMENT_RECORDS + 1,
         ):
             value = self._shortened(text, length) if length > len(text) else _readable(json.loads(text))
             lines[job_id].append(f"{name} = {value}" if name else value)
@@ -396,8 +402,8 @@ def _readable(value):
     """An argument as the author of the call would write it, roughly."""
     if isinstance(value, dict) and value.get(TYPE_KEY) == RECORDSET and isinstance(value.get("ids"), list):
         ids = value["ids"]
-        shown = ", ".join(map(str, ids[:20]))
-        return f"{value.get('model')}({shown}{', …' if len(ids) > 20 else ''})"
+        shown = ", ".join(map(str, ids[:ARGUMENT_RECORDS]))
+        return f"{value.get('model')}({shown}{', …' if len(ids) > ARGUMENT_RECORDS else ''})"
     if isinstance(value, dict) and TYPE_KEY in value:
         inner = value.get("value", value.get("items"))
         return f"{value[TYPE_KEY]}({json.dumps(inner, ensure_ascii=False)})"

@@ -230,6 +230,13 @@ class TestJobDisplay(JobCase):
         self.assertIn("job_worker.secret", job.summary)
         self.assertIn(f"#{secret.id}", job.with_user(user).sudo(False).summary)
 
+    def test_of_a_recordset_among_the_arguments_the_first_records_are_told(self):
+        many = self.target.browse(range(1, 1001))
+        job = self.target.with_delay().job_echo(many, {"ids": list(range(30))})
+        records, plain = job.arguments_display.split("\n", 1)
+        self.assertEqual(records, f"test.job.target({', '.join(map(str, range(1, 21)))}, …)")
+        self.assertEqual(json.loads(plain), {"ids": list(range(30))})
+
     def test_arguments_are_readable(self):
         job = self.target.with_delay().job_echo(5, "text", target=self.target)
         self.assertEqual(
