@@ -535,6 +535,13 @@ def is_read_only(cr):
     return cr.fetchone()
 
 
+def payload_of(cr, job_id):
+    """The payload of a job; by key."""
+    cr.execute("SELECT payload FROM queue_job WHERE id = %s", (job_id,))
+    row = cr.fetchone()
+    return row and row[0]
+
+
 def lock_attempt(cr, claim_seq, job_id):
     """Whether the attempt still owns its job, for the rest of this transaction; by key."""
     cr.execute(

@@ -2,6 +2,8 @@
 again, shows on its record, and ends by itself; everything else goes on.
 """
 
+import base64
+import os
 import signal
 
 import psycopg2
@@ -243,3 +245,24 @@ def test_a_notification_of_somebody_elses_is_no_trouble(db, payload):
         assert not worker.logged("database lost")
         assert not worker.logged("in trouble")
         assert not worker.logged("unexpected error")
+
+
+def test_big_arguments_do_not_come_with_the_claim_but_to_the_thread(db):
+    """A claim may bring dozens of jobs."""
+    came = []
+    with worker_thread(db) as worker:
+        submit = worker.pool.submit
+        worker.pool.submit = lambda claims: (came.extend(claim.payload is not None for claim in claims), submit(claims))
+        for value in ("small", base64.b64encode(os.urandom(2**20)).decode()):
+            job = db.enqueue_one("job_succeed", value)
+            db.wait_for_state(job, "done")
+    assert came == [True, False]
+
+
+def test_arguments_there_is_no_memory_for_cost_their_job_only(db):
+    huge = db.enqueue_one("job_succeed", base64.b64encode(os.urandom(90 * 2**20)).decode(), max_retries=1)
+    with Worker(db, f"--limit-memory-hard={400 * 2**20}", concurrency=1) as worker:
+        assert db.wait_for_state(huge, "failed", timeout=60)["attempts"] == 2
+        run_others(db)
+        assert not worker.logged("database lost")
+        assert not worker.logged("in trouble")

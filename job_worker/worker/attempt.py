@@ -38,6 +38,7 @@ class Interrupted(BaseException):
 class Claim:
     """A claimed job, as :func:`~..queries.claim` returns it.
 
+    :param payload: ``None`` where it is too big to come with the claim
     :param age: seconds from its creation to the claim
     :param has_children: whether jobs waited for it at the time of the claim
     :param throttled: whether the channel counts starts
@@ -48,7 +49,7 @@ class Claim:
     id: int
     claim_seq: int
     uuid: str
-    payload: dict
+    payload: dict | None
     user_id: int
     company_id: int
     channel: str
@@ -79,6 +80,7 @@ class Attempt:
 
     def __init__(self, claim):
         self.claim = claim
+        self.payload = claim.payload
         self.has_children = claim.has_children
         self.began = time.monotonic()
         self.reason = None

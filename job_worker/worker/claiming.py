@@ -37,6 +37,8 @@ MAX_KNOWN_CHANNELS = 200
 FIRST_FURTHER = 8
 MOST_FURTHER = 16 * 1024
 STARVING_SECONDS = 2.0
+# A claim may bring dozens of jobs: what takes more in the table is fetched by the thread that runs the job.
+MAX_PAYLOAD_BYTES = 16384
 _LOCK_SPACE = 0x6A6F62  # "job": first key of the advisory locks of channels
 
 # The order of claims: as queue_job_claim_idx has it.
@@ -172,7 +174,9 @@ WITH channel AS MATERIALIZED (
 ), claimed AS (
     UPDATE queue_job job SET {_CLAIMED}
      WHERE job.id = ANY(ARRAY(SELECT id FROM numbered))
-    RETURNING job.id, job.claim_seq, job.uuid, job.payload, job.user_id, job.company_id, job.channel, job.priority,
+    RETURNING job.id, job.claim_seq, job.uuid,
+              CASE WHEN pg_column_size(job.payload) <= {MAX_PAYLOAD_BYTES} THEN job.payload END AS payload,
+              job.user_id, job.company_id, job.channel, job.priority,
               -- as if it had them: a number that is missing is no reason to fail
               COALESCE(job.attempts, 0) AS attempts, COALESCE(job.max_retries, {DEFAULT_MAX_RETRIES}) AS max_retries,
               COALESCE(job.timeout, 0) AS timeout, COALESCE(job.database_failures, 0) AS database_failures,

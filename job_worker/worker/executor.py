@@ -177,10 +177,12 @@ class Executor:
         return next((name for name, seconds in spent.items() if 0 < limits.get(name, 0) <= seconds), None)
 
     def _call(self, attempt, cr):
+        if attempt.payload is None:
+            attempt.payload = queries.payload_of(cr, attempt.claim.id)
         try:
             try:
                 attempt.enter(cr._cnx, cr.line)
-                value = perform(cr, attempt.claim.uuid, attempt.claim.user_id, attempt.claim.payload)
+                value = perform(cr, attempt.claim.uuid, attempt.claim.user_id, attempt.payload)
                 cr.flush()
                 result = dump_result(value)
             finally:
@@ -221,7 +223,7 @@ class Executor:
         claim = attempt.claim
         with self._transaction() as cr:
             states = queries.attempt_states(cr, {claim.id: claim.claim_seq})
-            gone = find_caller_gone(cr, claim.user_id, claim.payload)  # deleting it changes the job's row
+            gone = find_caller_gone(cr, claim.user_id, attempt.payload)  # deleting it changes the job's row
         if gone:
             return gone
         if not attempt.resume() or claim.id not in states:
@@ -307,7 +309,7 @@ def write_end(cr, attempt, error, duration, max_backoff):
         outcome = "failed"
         if reason == TIMEOUT:
             error, outcome = _timeout_error(claim, duration, error), "timeout"
-        elif gone := find_caller_gone(cr, claim.user_id, claim.payload):
+        elif gone := find_caller_gone(cr, claim.user_id, attempt.payload):
             gone.__cause__ = error
             error = gone
         owned = attempts.fail(cr, claim, error, outcome=outcome, duration=duration, max_backoff=max_backoff)
