@@ -1,10 +1,11 @@
 """One runner for all databases that have the addon."""
 
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import psycopg2
 import pytest
+from odoo import sql_db
 from odoo.tools import config
 
 from tests.harness import STALE_AFTER, Database, Worker, ticks, wait_until
@@ -140,3 +141,24 @@ def test_a_process_with_no_database_to_serve_is_not_replaced_for_its_memory(monk
     queue_runner.stop()
     thread.join(10)
     assert not reports
+
+
+def test_few_connections_for_many_databases_are_used_in_turns(make_database):
+    """Eight workers, and fewer connections than they would keep."""
+    made = [make_database() for _number in range(4)]
+    jobs = {}
+    for database in made:
+        with database.env():
+            jobs[database] = database.enqueue_one("job_ledger", "done in turn")
+        sql_db.close_all()
+    admin = Database("postgres", {**made[0].server, "PGUSER": "postgres"})
+    names = "|".join(database.name for database in made)
+    admin.query("ALTER ROLE odoo CONNECTION LIMIT 10")
+    try:
+        with Worker(None, f"--db-filter=^({names})$", processes=2, concurrency=2):
+            for database, job in jobs.items():
+                with closing(Database(database.name, {**database.server, "PGUSER": "postgres"})) as looker:
+                    looker.wait_for_state(job, "done", timeout=90)
+    finally:
+        admin.query("ALTER ROLE odoo CONNECTION LIMIT -1")
+        admin.close()

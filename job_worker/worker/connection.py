@@ -40,8 +40,36 @@ _SETTINGS = {
     # Somebody who holds a row for long is to hold up neither claims nor signs of life.
     "lock_timeout": "2s",
 }
+SCARCE_SECONDS = 60.0
+_REFUSALS = ("too many c", "remaining connection slots")  # clients already, connections for database or role
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
+
+
+class Scarcity:
+    """Whether the server refused this process a connection lately: then they are shared in turns, not kept while there
+    is nothing to do.
+    """
+
+    def __init__(self):
+        self._until = 0.0
+
+    def __bool__(self):
+        return time.monotonic() < self._until
+
+    def note(self, error):
+        """Take note of an error, which may be such a refusal. There is only its text to tell.
+
+        :return: whether it is the first one for some time
+        """
+        if not isinstance(error, psycopg2.OperationalError) or not any(text in str(error) for text in _REFUSALS):
+            return False
+        known, self._until = bool(self), time.monotonic() + SCARCE_SECONDS
+        return not known
+
+
+scarcity = Scarcity()
+"""Of this process."""
 
 
 class Line:

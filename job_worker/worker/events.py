@@ -60,6 +60,15 @@ def database_back(worker):
     _logger.info("database back: worker=%s", worker)
 
 
+def connections_scarce(database, error):
+    _logger.warning(
+        "the server refuses connections: this process keeps none that it does not need, and its workers take turns;"
+        " each database takes 2 connections and 1 for each job at once, in each process: database=%s error=%s",
+        database,
+        error_line(error),
+    )
+
+
 def worker_in_trouble(worker, where, error):
     _logger.error("worker in trouble: worker=%s where=%s error=%s", worker, where, error_line(error), exc_info=error)
 

@@ -11,7 +11,7 @@ from .. import queries
 from ..database_errors import is_passing, is_trouble
 from . import events, recovery
 from .attempt import CANCEL, LOST, TIMEOUT
-from .connection import DEAD_AFTER_SECONDS, Connection
+from .connection import DEAD_AFTER_SECONDS, Connection, scarcity
 from .executor import write_end
 from .home_check import require_home
 
@@ -58,7 +58,7 @@ class Monitor:
         self._beats = _Chore("signs of life", self._beat, worker.heartbeat_interval_seconds)
         self._recovery = _Chore("recovery", self._recover, max(1.0, worker.stale_after_seconds / 4))
         self._sweeping = _Chore("jobs that wait", self._sweep, self._recovery.interval, due_at=float("inf"))
-        upkeep = [
+        self._upkeep = [
             self._beats,
             _Chore("running attempts", self._check_attempts, CHECK_ATTEMPTS_SECONDS),
             _Chore("ends of attempts", self._write_ends, 0.0),
@@ -67,7 +67,7 @@ class Monitor:
         ]
         self._threads = [
             threading.Thread(target=self._repeat, args=(chores,), name=f"job_worker.{name}", daemon=True)
-            for name, chores in (("deadlines", [_Chore("deadlines", self._enforce, 0.0)]), ("upkeep", upkeep))
+            for name, chores in (("deadlines", [_Chore("deadlines", self._enforce, 0.0)]), ("upkeep", self._upkeep))
         ]
         self._process = psutil.Process()
         self._last_beat = time.monotonic()
@@ -95,6 +95,8 @@ class Monitor:
             for chore in chores:
                 if time.monotonic() >= chore.due_at:
                     self._do(chore)
+            if scarcity and chores is self._upkeep:
+                self._connection.close()
 
     def _do(self, chore):
         """One chore of several, none of which may keep the others from being done."""
@@ -102,6 +104,8 @@ class Monitor:
         try:
             chore.act()
         except Exception as error:
+            if scarcity.note(error):
+                events.connections_scarce(self._worker.db_name, error)
             # Of a database that is lost the worker's own loop tells; that somebody is in the way is told if it lasts.
             if not (is_trouble(error) and self._worker.lost):
                 self._worker.in_trouble(chore.name, error, PATIENCE_SECONDS if is_passing(error) else 0)

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from .attempt import Attempt
+from .connection import scarcity
 
 _SHORT_JOB_SECONDS = 0.1
 _LOOKAHEAD_SECONDS = 0.05
 _MAX_LOOKAHEAD = 64
 _AVERAGE_WEIGHT = 0.1
 RELEASE_AFTER_SECONDS = 20.0
+SCARCE_RELEASE_AFTER_SECONDS = 1.0
 
 
 class _Process:
@@ -257,7 +259,8 @@ class Pool:
     def _next(self, me):
         with self._changed:
             while not self._changed.wait_for(
-                lambda: self._begin(me) or (self._closed and not self._waiting), RELEASE_AFTER_SECONDS
+                lambda: self._begin(me) or (self._closed and not self._waiting),
+                SCARCE_RELEASE_AFTER_SECONDS if scarcity else RELEASE_AFTER_SECONDS,
             ):
                 self._release()
             return self._running.get(me)

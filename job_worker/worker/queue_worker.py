@@ -13,6 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import psycopg2
+from odoo import sql_db
 from odoo.modules.module import get_manifest
 from odoo.tools import config
 
@@ -22,7 +23,7 @@ from ..lifecycle import MAX_BACKOFF_SECONDS, SETTLE, STALE_AFTER_SECONDS
 from . import events, filestore, recovery
 from .attempt import LOST, SHUTDOWN
 from .claiming import Claiming
-from .connection import Backoff, Connection
+from .connection import Backoff, Connection, scarcity
 from .executor import Executor
 from .gate import Gate
 from .home_check import HomeCheck, require_home
@@ -194,6 +195,9 @@ class QueueWorker:
                 try:
                     self._serve()
                 except Exception as error:
+                    if scarcity.note(error):
+                        events.connections_scarce(self.db_name, error)
+                    self._let_go()
                     self.lost = is_trouble(error)
                     self.in_trouble("claims", error)
                     self._nap(self._trouble.next_wait())
@@ -218,6 +222,8 @@ class QueueWorker:
                 self._trouble.reset()
                 self.lost = False
                 self.out_of_trouble("claims")
+            if scarcity:
+                self._let_go()
             if open_:
                 self._wait(wait)
             else:
@@ -269,6 +275,12 @@ class QueueWorker:
             self._gate.connection.close()
         if logged:
             events.claiming_paused(self.name, self.db_name, reason)
+
+    def _let_go(self):
+        """Close what is open and not needed for the moment, for others to have a turn."""
+        self.connection.close()
+        if not self.pool.claims():
+            sql_db.close_db(self.db_name)  # what loading the registry left in Odoo's pool
 
     def _hold(self, reason):
         """Leave a database alone that is not the queue's, without a trace in it; look again soon."""
