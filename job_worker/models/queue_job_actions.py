@@ -3,6 +3,8 @@
 import logging
 import time
 from collections import Counter
+from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import psycopg2
@@ -11,7 +13,7 @@ from odoo.exceptions import AccessError, UserError
 
 from .. import attempts, graph, queries
 from ..call import perform
-from ..exception import RetryableJobError
+from ..exception import JobError, RetryableJobError
 from ..job import CANCELLED, DONE, FAILED, PENDING, STARTED, WAITING
 from ..lifecycle import move, wake_workers
 from .job_serialization import dump_result
@@ -191,8 +193,10 @@ class QueueJob(models.Model):
         job = self.sudo()
         claim = SimpleNamespace(id=job.id, claim_seq=job.claim_seq, attempts=job.attempts, max_retries=job.max_retries)
         began = time.monotonic()
+        savepoint = cr.savepoint()
+        commits = _OwnCommits(job, claim, savepoint)
         try:
-            with cr.savepoint():
+            with savepoint:
                 default_env = self.env.transaction.default_env
                 try:
                     result = dump_result(perform(cr, job.uuid, job.user_id.id, job.payload, self._no_delay_context()))
@@ -201,18 +205,21 @@ class QueueJob(models.Model):
                     self.env.transaction.default_env = default_env
         except attempts.CONFLICTS:
             # the caller's transaction is what conflicts: to be tried again from its beginning
-            attempts.give_back_unbegun(cr, [claim])
+            with commits.failed():
+                attempts.give_back_unbegun(cr, [claim])
             self.env["queue.job"].invalidate_model()
             raise
         except Exception as error:
-            following = attempts.fail(cr, claim, error, duration=time.monotonic() - began)
+            with commits.failed():
+                following = attempts.fail(cr, claim, error, duration=time.monotonic() - began)
+                if following and following.transition != "retry":
+                    graph.settle_children(cr, [self.id])
             self.env["queue.job"].invalidate_model()
-            if following.transition == "fail":
-                graph.settle_children(cr, [self.id])
-            if following.transition == "fail" or not isinstance(error, RetryableJobError):
+            if not following or following.transition == "fail" or not isinstance(error, RetryableJobError):
                 raise
             _logger.info("job %s is to be retried: %s", self.id, error)
             return
+        commits.over = True
         duration = time.monotonic() - began
         if queries.lock_attempt(cr, claim.claim_seq, self.id):
             move(cr, "finish", self.ids, claim_seqs=[claim.claim_seq], result=result, duration=duration)
@@ -290,3 +297,43 @@ class QueueJob(models.Model):
                 100 * share,
                 table,
             )
+
+
+class _OwnCommits:
+    """What becomes of a job that commits in the transaction of its caller: it stays claimed, and nobody else may take
+    it for left behind while its caller's transaction goes on.
+
+    :param job: ``queue.job``
+    :param claim: has ``id`` and ``claim_seq``
+    :param savepoint: of the job, which does not outlive a commit
+    """
+
+    def __init__(self, job, claim, savepoint):
+        self._job = job
+        self._claim = claim
+        self._savepoint = savepoint
+        self._committed = False
+        self.over = False
+        job.env.cr.postcommit.add(self._hold)
+
+    def _hold(self):
+        """Hold the job's row again, which the commit has let go."""
+        if self.over:
+            return
+        cr = self._job.env.cr
+        self._committed = self._savepoint.closed = True
+        if not queries.lock_attempt(cr, self._claim.claim_seq, self._claim.id):
+            raise JobError(f"job {self._claim.id} was stopped, or is run by somebody else")
+        cr.precommit.add(partial(cr.postcommit.add, self._hold))
+        self._job._settle_at_commit([self._claim.id])
+
+    @contextmanager
+    def failed(self):
+        """Write the end of a job that failed: for good, where the caller can't take back that it began."""
+        cr = self._job.env.cr
+        self.over = True
+        if self._committed:  # there is no savepoint to go back to
+            cr.rollback()
+        yield
+        if self._committed:
+            cr.commit()

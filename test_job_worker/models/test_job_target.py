@@ -249,6 +249,16 @@ class TestJobTarget(models.Model):
         self.env.cr.commit()  # pylint: disable=invalid-commit
         self.job_ledger(f"{key}:second")
 
+    def job_commit_then(self, key, method, *args):
+        """Write to the ledger, commit, then call another job's method."""
+        self.job_ledger(key)
+        self.env.cr.commit()  # pylint: disable=invalid-commit
+        return getattr(self, method)(*args)
+
+    def job_run_now(self, job_id):
+        """Run another job in the transaction of this one."""
+        self.env["queue.job"].sudo().browse(job_id).run_now()
+
     def job_end_transaction(self, key, sql):
         """Try to end the transaction in SQL, go on as if nothing had been, and fail."""
         self.job_ledger(f"{key}:first")
