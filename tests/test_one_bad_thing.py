@@ -146,6 +146,28 @@ def test_a_job_of_a_dead_worker_that_cannot_be_taken_back_holds_up_no_other(fres
         wait_until(lambda: fresh_db.job(jobs[0])["attempts"] == 1, 60, "it is taken back")
 
 
+def test_a_waiting_job_that_cannot_be_promoted_holds_up_no_other(fresh_db):
+    with fresh_db.env() as env:
+        target = env["test.job.target"]
+        chains = [
+            chain(target.delayable(eta=3600).job_nothing(), target.delayable().job_nothing()) for _number in range(4)
+        ]
+        jobs = [each.delay().ids for each in chains]
+    parents, children = zip(*jobs, strict=True)
+    fresh_db.query(f"""
+        CREATE FUNCTION refuse_end() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$;
+        CREATE TRIGGER refuse_end BEFORE UPDATE ON queue_job FOR EACH ROW
+          WHEN (OLD.id = {children[1]} AND OLD.state = 'waiting') EXECUTE FUNCTION refuse_end()""")
+    fresh_db.query("UPDATE queue_job SET state = 'done', completed_at = now() WHERE id = ANY(%s)", list(parents))
+    with Worker(fresh_db) as worker:
+        for child in (children[0], *children[2:]):
+            fresh_db.wait_for_state(child, "done")
+        assert fresh_db.job(children[1])["state"] == "waiting"
+        wait_until(lambda: worker.logged("worker in trouble"), what="it is told")
+        accept_end(fresh_db)
+        fresh_db.wait_for_state(children[1], "done")
+
+
 @pytest.mark.parametrize("column", ["database_failures", "timeout", "attempts", "max_retries"])
 def test_a_job_without_one_of_its_numbers_runs_like_any(fresh_db, column):
     fresh_db.query(f"ALTER TABLE queue_job ALTER COLUMN {column} DROP NOT NULL")

@@ -223,12 +223,15 @@ class Monitor:
     def _sweep(self):
         """Settle the next batch of the waiting jobs; then the one after it, until all have been looked at."""
         begin = time.monotonic()
-        self._sweep_from = recovery.sweep(self._connection, self._sweep_from)
+        self._sweep_from, refused = recovery.sweep(self._connection, self._sweep_from)
         took, self._sweeping.due_at = time.monotonic() - begin, float("inf")
         if self._sweep_from:
             with self._connection.transaction() as cr:
                 workers = max(len(queries.workers_alive(cr)), 1)
             self._sweeping.due_at = begin + workers * took / MAX_SWEEP_SHARE
+        if refused:
+            self._sweeping.due_at = min(self._sweeping.due_at, time.monotonic() + self._sweeping.interval)
+            raise refused[0]
 
     def _clock_jumped(self, server_time):
         """Whether the server's clock went on further than ours since the last look: it was set, the server is another

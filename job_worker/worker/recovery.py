@@ -3,12 +3,13 @@
 from functools import partial
 
 from .. import attempts, graph, queries
-from ..database_errors import is_trouble
+from ..database_errors import is_passing, is_trouble
 from ..exception import WorkerDiedJobError
 from . import events
 
 BATCH = 100
 SWEEP_BATCH = 5000
+MOST_REFUSED = 10
 _SILENT = "its heartbeat stopped"
 
 
@@ -89,9 +90,26 @@ def sweep(connection, after_id):
     """Settle waiting jobs whose parents have ended, a batch at each call.
 
     :param int after_id: where the last sweep stopped
-    :return: where the next one is to go on
+    :return: ``(where the next one is to go on, errors of jobs that could not be settled)``
     """
     with connection.transaction() as cr:
         ids = queries.waiting_jobs(cr, after_id, SWEEP_BATCH)
-        graph.settle(cr, ids, wait=False)
-    return ids[-1] if len(ids) == SWEEP_BATCH else 0
+    refused = []
+    _settle_each(connection, ids, refused)
+    return (ids[-1] if len(ids) == SWEEP_BATCH else 0), refused
+
+
+def _settle_each(connection, ids, refused):
+    """Settle jobs together; where that fails, by halves, to find the few that fail."""
+    try:
+        with connection.transaction() as cr:
+            graph.settle(cr, ids, wait=False)
+    except Exception as error:
+        if is_passing(error) or len(refused) == MOST_REFUSED:
+            raise
+        if len(ids) == 1:
+            refused.append(error)
+            return
+        middle = len(ids) // 2
+        for half in (ids[:middle], ids[middle:]):
+            _settle_each(connection, half, refused)
