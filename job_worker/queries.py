@@ -1079,6 +1079,16 @@ def own_databases(cr, excluded):
     return [name for (name,) in cr.fetchall()]
 
 
+def connection_limit(cr):
+    """How many connections the server, the role and the database allow altogether."""
+    cr.execute(
+        "SELECT least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+        " NULLIF(rolconnlimit, -1), NULLIF(datconnlimit, -1)) FROM pg_roles CROSS JOIN pg_database"
+        " WHERE rolname = current_user AND datname = current_database()"
+    )
+    return cr.fetchone()[0]
+
+
 def addon_is_installed(cr):
     """Whether the addon is installed in the cursor's database, which may not be one of Odoo's at all."""
     cr.execute("SELECT to_regclass('ir_module_module') IS NOT NULL AND to_regclass('queue_worker') IS NOT NULL")

@@ -144,3 +144,11 @@ def test_the_unit_for_systemd_starts_a_worker_that_is_given_the_time_to_stop(db)
     assert (status, output.strip().splitlines()[-1]) == (0, f"job_worker: ready to serve {db.name}")
     (timeout,) = (float(argument.partition("=")[2]) for argument in arguments if "--shutdown-timeout" in argument)
     assert float(unit["Service"]["TimeoutStopSec"]) > timeout + GIVE_UP_AFTER_SECONDS + LAST_WAIT_SECONDS
+
+
+def test_a_worker_does_not_start_with_fewer_connections_than_it_takes(fresh_db):
+    fresh_db.query(f'ALTER DATABASE "{fresh_db.name}" CONNECTION LIMIT 2')
+    for arguments in ([], ["--check"]):
+        status, output = run_odoo(fresh_db, "job_worker", *arguments)
+        assert status == 1
+        assert "a worker takes 3 connections, and the limit is 2" in output

@@ -9,13 +9,16 @@ import psycopg2
 from odoo.service.server import load_server_wide_modules
 from odoo.tools import config
 
-from .. import home
+from .. import home, queries
 from ..home import Verdict
 from . import events, filestore
 from .connection import Connection
 from .home_check import REASONS
 from .runner import Options, databases_with_addon, default_concurrency
 from .supervisor import DRAINING_VARIABLE, Supervisor
+
+# One for claims, one for signs of life, one for a job.
+LEAST_CONNECTIONS = 3
 
 
 def main(arguments):
@@ -47,6 +50,8 @@ def main(arguments):
         if options.databases:
             try:
                 options = replace(options, databases=servable(databases_with_addon()))
+                if problems := [problem for name in options.databases for problem in find_bottlenecks(name)]:
+                    raise ValueError("\njob_worker: ".join(problems))
             except ValueError:
                 if DRAINING_VARIABLE not in os.environ:
                     raise
@@ -91,12 +96,23 @@ def check(options):
     problems = [
         f"can't open {name}: {str(found[name]).strip()}" for name in names if isinstance(found[name], Exception)
     ]
-    problems = problems or [problem for name in names for problem in find_oddities(name)]
+    problems = problems or [problem for name in names for problem in (*find_bottlenecks(name), *find_oddities(name))]
     for problem in problems:
         sys.stderr.write(f"job_worker: {problem}\n")
     if not problems:
         sys.stdout.write(f"job_worker: ready to serve {', '.join(names) or 'databases that will get the addon'}\n")
     return 1 if problems else 0
+
+
+def find_bottlenecks(db_name):
+    """Why no worker can work on a database that it can reach, as sentences that say what to do."""
+    connection = Connection(db_name, session=False)
+    with contextlib.suppress(psycopg2.Error), contextlib.closing(connection), connection.transaction() as cr:
+        if (limit := queries.connection_limit(cr)) < LEAST_CONNECTIONS:
+            yield (
+                f"{db_name}: a worker takes {LEAST_CONNECTIONS} connections, and the limit is {limit}: raise that of"
+                " the server, the role or the database"
+            )
 
 
 def find_oddities(db_name):
