@@ -14,6 +14,8 @@ from odoo.sql_db import connection_info_for
 
 from . import queries
 
+POLL_SECONDS = 0.1
+
 _holding = set()
 
 
@@ -31,10 +33,21 @@ def hold_claims(env):
     with connection.cursor() as cr:
         queries.hold_claims(cr)
     _holding.add(db_name)
-    threading.Thread(target=_release, args=(db_name, connection), name="job_worker.loading", daemon=True).start()
+    # the lock as it is now: tests replace it
+    arguments = db_name, Registry._lock, connection
+    threading.Thread(target=_release, args=arguments, name="job_worker.loading", daemon=True).start()
 
 
-def _release(db_name, connection):
-    with Registry._lock:  # which Registry.new() has from its beginning to its end, and others are told before that
-        _holding.discard(db_name)
-        connection.close()
+def _release(db_name, registry_lock, connection):
+    """Let workers claim again once others were told of the changes, which Registry.new() does last of all, or once it
+    has failed and has let go of its lock. A server that runs tests has the lock until the last of them.
+    """
+    told = 0
+    while told < 2:  # seen twice, because the registry is ready just before it knows that there is something to tell
+        if registry_lock.acquire(timeout=POLL_SECONDS):
+            registry_lock.release()
+            break
+        registry = Registry.registries.get(db_name)
+        told = told + 1 if registry is not None and registry.ready and not registry.registry_invalidated else 0
+    _holding.discard(db_name)
+    connection.close()
