@@ -49,3 +49,11 @@ def test_jobs_cancelled_while_they_wait_for_a_thread_do_not_begin(db, monkeypatc
         db.wait_until_drained()
     assert not db.ledger()
     assert db.states() == {"done": 301, "cancelled": 5}
+
+
+def test_a_job_that_cancels_itself_is_cancelled_at_its_first_try_and_what_it_did_is_undone(db):
+    job = db.enqueue_one("job_cancel_itself", "undone")
+    with worker_thread(db):
+        db.wait_for_state(job, "cancelled")
+    assert not db.ledger()
+    assert db.value("SELECT attempts FROM queue_job WHERE id = %s", job) == 0

@@ -42,6 +42,8 @@ LEFT_IN_THE_SESSION = {
     "DECLARE mine CURSOR WITH HOLD FOR SELECT 1": "SELECT count(*) FROM pg_cursors WHERE name = 'mine'",
     "LISTEN mine": "SELECT count(*) FROM pg_listening_channels() AS mine WHERE mine = 'mine'",
     "SELECT pg_advisory_lock(4711)": "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711",
+    "SELECT PG_ADVISORY_LOCK(4712)": "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4712",
+    "SELECT 1 AS id INTO TEMP mine": "SELECT count(*) FROM pg_class WHERE relname = 'mine'",
     "SET ROLE odoo": "SELECT count(*) WHERE current_setting('role') != 'none'",
     "SET search_path = pg_catalog, public": "SELECT count(*) WHERE current_setting('search_path') ~ 'pg_catalog'",
 }
@@ -56,6 +58,15 @@ def test_nothing_that_a_job_leaves_in_its_session_is_there_for_the_next(db, erro
             next_one = db.enqueue_one("job_execute", count)
             db.wait_for_state(next_one, "done")
             assert db.value("SELECT result FROM queue_job WHERE id = %s", next_one) == [[0]], sql
+
+
+def test_a_job_that_closes_its_cursor_fails_like_any_other(db):
+    job = db.enqueue_one("job_close_cursor", "undone", max_retries=1)
+    with worker_thread(db):
+        db.wait_for_state(job, "failed")
+    assert "a job can't close its cursor" in db.job(job)["exc_info"]
+    assert (db.job(job)["attempts"], db.job(job)["database_failures"]) == (2, 0)
+    assert not db.ledger()
 
 
 THE_JOBS_AFFAIR = [

@@ -23,6 +23,7 @@ _logger = logging.getLogger(__name__)
 RETENTION_PARAMETER = "job_worker.done_job_retention_days"
 FAILED_RETENTION_PARAMETER = "job_worker.failed_job_retention_days"
 DEFAULT_RETENTION_DAYS = 30
+LONGEST_RETENTION_DAYS = 365_000  # PostgreSQL can't count back for ever
 VACUUM_BATCH = 1000
 IDS_WARNING_SHARE = 0.7
 # When a job runs is its user's affair, before whose jobs that of who manages the queue.
@@ -260,7 +261,8 @@ class QueueJob(models.Model):
             if not value.isdecimal():
                 _logger.warning("%s is %r, not a number of days: no job is deleted", parameter, value)
                 return {}
-        days = {DONE: int(done), CANCELLED: int(done), FAILED: int(failed or done)}
+        done, failed_days = (min(int(value), LONGEST_RETENTION_DAYS) for value in (done, failed or done))
+        days = {DONE: done, CANCELLED: done, FAILED: failed_days}
         if failed and not days[FAILED]:
             del days[FAILED]
         return days

@@ -469,6 +469,13 @@ class TestRetention(JobMixin, JobCase):
                 with self.assertLogs("odoo.addons.job_worker.models.queue_job_actions", "WARNING"):
                     self.assertEqual(self.vacuum(old), old)
 
+    def test_more_days_than_a_date_can_go_back_keep_everything(self):
+        old = self.ended_days_ago(99, self.in_state("done"))
+        for days in ("9999999", "99999999999"):
+            with self.subTest(days):
+                self.env["ir.config_parameter"].set_param("job_worker.done_job_retention_days", days)
+                self.assertEqual(self.vacuum(old), old)
+
     def test_deleting_by_hand_keeps_to_what_has_ended(self):
         for state in NAMES:
             with self.subTest(state):

@@ -288,7 +288,7 @@ def write_end(cr, attempt, error, duration, max_backoff):
     :return: whether the job has ended, so that the jobs after it are to be settled
     """
     claim, reason, ended = attempt.claim, attempt.reason, False
-    if isinstance(error, AttemptLostError) and queries.attempt_states(cr, {claim.id: claim.claim_seq}).get(claim.id):
+    if isinstance(error, AttemptLostError) and _was_to_stop(cr, attempt):
         reason = CANCEL
     if reason == CANCEL:
         if owned := attempts.stop(cr, claim, duration):
@@ -319,6 +319,17 @@ def write_end(cr, attempt, error, duration, max_backoff):
     if not owned:
         events.attempt_lost(claim)
     return ended
+
+
+def _was_to_stop(cr, attempt):
+    """Whether an attempt could not commit because its job was to be cancelled: by somebody, or by the job itself, which
+    was rolled back with all else that its code did.
+    """
+    claim = attempt.claim
+    cancelled = queries.attempt_states(cr, {claim.id: claim.claim_seq}).get(claim.id)
+    if cancelled is None or cancelled:
+        return bool(cancelled)
+    return attempt.backend_pid is not None and not find_caller_gone(cr, claim.user_id, attempt.payload)
 
 
 def write_lost(cr, claim, error, max_backoff):

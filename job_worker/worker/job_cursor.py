@@ -17,12 +17,12 @@ SURE_SECONDS = 0.05
 
 # Statements that would commit past the fence.
 _COMMIT = re.compile(r"\s*(?:COMMIT|END)\b", re.IGNORECASE)
-# Statements that leave nothing in their session, as all do that the ORM sends; and functions that do.
+# Statements that leave nothing in their session, as all do that the ORM sends; and what in them does, in lower case.
 _LEAVING_NOTHING = re.compile(
     r"[\s(]*(?:SELECT|INSERT|UPDATE|DELETE|WITH|SAVEPOINT|RELEASE|ROLLBACK\s+TO|VALUES|MERGE|LOCK|COPY|NOTIFY|EXPLAIN)\b",
     re.IGNORECASE,
 )
-_LEAVING_FUNCTIONS = ("advisory_lock", "set_config")
+_LEAVING_WORDS = ("advisory_lock", "set_config", "into temp ", "into temporary ")
 
 
 class AttemptLostError(Exception):
@@ -143,6 +143,13 @@ class JobCursor(Cursor):
         yield self
         self._send("COMMIT")
 
+    def close(self):
+        """Refused to job code: the worker needs the cursor to end the job, and another job may get its connection.
+
+        :raise RuntimeError: always; the worker has :meth:`discard`
+        """
+        raise RuntimeError("a job can't close its cursor")
+
     def discard(self):
         """Close the connection without waiting for an answer on it; what was registered for a rollback is called."""
         self._cnx.close()
@@ -242,8 +249,7 @@ class JobCursor(Cursor):
 
 def _leaves_nothing(sql):
     """Whether a session is the same after a statement, for what can be told from its text."""
-    return (
-        _LEAVING_NOTHING.match(sql) is not None
-        and not sql.partition(";")[2].strip()
-        and not any(function in sql for function in _LEAVING_FUNCTIONS)
-    )
+    if not _LEAVING_NOTHING.match(sql) or sql.partition(";")[2].strip():
+        return False
+    lowered = sql.lower()
+    return not any(word in lowered for word in _LEAVING_WORDS)

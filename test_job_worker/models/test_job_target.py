@@ -255,6 +255,17 @@ class TestJobTarget(models.Model):
         self.env.cr.commit()  # pylint: disable=invalid-commit
         return getattr(self, method)(*args)
 
+    def job_close_cursor(self, key):
+        """Write to the ledger, then close the cursor, as for one of its own."""
+        self.job_ledger(key)
+        self.env.flush_all()
+        self.env.cr.close()
+
+    def job_cancel_itself(self, key):
+        """Write to the ledger, then cancel all jobs of a kind, this one among them."""
+        self.job_ledger(key)
+        self.env["queue.job"].sudo().search([("method_name", "=", "job_cancel_itself")]).button_cancelled()
+
     def job_run_now(self, job_id):
         """Run another job in the transaction of this one."""
         self.env["queue.job"].sudo().browse(job_id).run_now()
