@@ -338,4 +338,4 @@ class _OwnCommits:
             cr.rollback()
         yield
         if self._committed:
-            cr.commit()
+            cr.commit()  # pylint: disable=invalid-commit
