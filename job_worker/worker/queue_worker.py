@@ -197,9 +197,9 @@ class QueueWorker:
                 except Exception as error:
                     if scarcity.note(error):
                         events.connections_scarce(self.db_name, error)
-                    self._let_go()
                     self.lost = is_trouble(error)
                     self.in_trouble("claims", error)
+                    self._let_go()  # not before: what the error is about shows in whether its connection stands
                     self._nap(self._trouble.next_wait())
             self._drain()
         finally:
