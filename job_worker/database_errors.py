@@ -4,22 +4,21 @@ import psycopg2
 from odoo.service.model import PG_CONCURRENCY_EXCEPTIONS_TO_RETRY
 from psycopg2 import errors
 
-# connection exceptions, insufficient resources, operator intervention, read-only transaction
-_TROUBLE_CODES = ("08", "53", "57", "25006")
+# connection exceptions, insufficient resources, operator intervention, read-only transaction, sessions that were ended
+_TROUBLE_CODES = ("08", "53", "57", "25006", "25P03", "25P04")
 
 
 def is_trouble(error):
     """Whether the database failed, not the statement: it is away, out of resources, or read-only for now."""
     if not isinstance(error, psycopg2.Error):
         return False
-    connection = error.cursor.connection if error.cursor is not None else None
-    if connection is not None and connection.closed:
-        return True
     if error.pgcode is not None:
         return error.pgcode.startswith(_TROUBLE_CODES) and not isinstance(error, errors.QueryCanceled)
     # What libpq says, not the server, has no code. Of a connection that stands, as after an answer that there was no
     # memory for, it is about the statement.
-    return connection is None and type(error) in (psycopg2.OperationalError, psycopg2.InterfaceError)
+    if error.cursor is not None:
+        return bool(error.cursor.connection.closed)
+    return type(error) in (psycopg2.OperationalError, psycopg2.InterfaceError)
 
 
 def is_passing(error):
