@@ -924,7 +924,15 @@ def place_and_home(cr):
 
 
 def write_home(cr, text):
-    """Note where the queue is at home."""
+    """Note where the queue is at home.
+
+    Its claims get numbers of their own: an attempt of a database that had the same name before, and of a copy of it, is
+    not to be taken for one of here.
+    """
+    cr.execute(
+        "SELECT setval('queue_job_claim_seq', GREATEST(nextval('queue_job_claim_seq'),"
+        " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))"
+    )
     cr.execute(
         "INSERT INTO ir_config_parameter (key, value, create_date, write_date)"
         f" VALUES ('job_worker.home', %s, {NOW}, {NOW})"

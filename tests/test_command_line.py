@@ -27,6 +27,12 @@ def test_check_says_that_all_is_well(db):
     assert (status, output.strip().splitlines()[-1]) == (0, f"job_worker: ready to serve {db.name}")
 
 
+def test_check_tells_why_no_worker_would_claim(fresh_db):
+    fresh_db.query("UPDATE ir_module_module SET state = 'to upgrade' WHERE name = 'web_tour'")
+    status, output = run_odoo(fresh_db, "job_worker", "--check")
+    assert (status, "web_tour (to upgrade)" in output, "ready to serve" in output) == (1, True, False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

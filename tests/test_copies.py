@@ -204,6 +204,50 @@ def test_a_copy_that_takes_the_name_of_a_database_being_served_runs_nothing(fres
     assert not [record.getMessage() for record in ours if record.levelname == "ERROR"]
 
 
+def test_what_was_cached_of_a_database_is_not_used_in_another_that_gets_its_name(fresh_db, copy):
+    set_parameter(fresh_db, "of the first")
+    copying.template(fresh_db, copy.name, None)
+    # by SQL, as neutralising does: nothing tells others to forget what they cached
+    copy.query("UPDATE ir_config_parameter SET value = 'of the second' WHERE key = 'test_job_worker.name'")
+    with Worker(fresh_db) as worker:
+        assert parameter_in_job(fresh_db) == "of the first"
+        take_name(copy, fresh_db)
+        wait_until(fresh_db.workers, what="the other database is served")
+        assert parameter_in_job(fresh_db) == "of the second"
+        assert worker.logged("registry changed, reloaded")
+
+
+def test_an_attempt_does_not_touch_a_job_of_the_same_number_in_a_database_that_gets_the_name(fresh_db, copy):
+    databases.clone(copy.name)
+    with Worker(fresh_db):
+        first = fresh_db.enqueue_one("job_witness", "first", 4)
+        wait_until(lambda: fresh_db.ledger()["first"], what="the first one runs")
+        take_name(copy, fresh_db)
+        second = fresh_db.enqueue_one("job_witness", "second", 8)
+        fresh_db.wait_for_state(second, "done")
+        assert (second, fresh_db.ledger()) == (first, {"second": 1})
+
+
+def set_parameter(database, value):
+    with database.env() as env:
+        env["ir.config_parameter"].set_param("test_job_worker.name", value)
+
+
+def parameter_in_job(database):
+    job = database.enqueue_one("job_parameter", "test_job_worker.name")
+    database.wait_for_state(job, "done")
+    return database.value("SELECT result FROM queue_job WHERE id = %s", job)
+
+
+def take_name(database, other):
+    """Drop ``other`` and give its name to ``database``."""
+    database.close()
+    other.close()
+    databases.drop(other.name)
+    with databases.connect() as cr:
+        cr.execute(f'ALTER DATABASE "{database.name}" RENAME TO "{other.name}"')
+
+
 @pytest.mark.parametrize("unfinished", [True, False])
 def test_a_copy_that_somebody_is_neutralising_is_left_alone(fresh_db, copy, quick, unfinished):
     """Odoo neutralises at REPEATABLE READ: a row that changes meanwhile would make it fail."""

@@ -29,6 +29,20 @@ def test_sigterm_lets_running_jobs_finish_and_claims_no_more(db):
         assert not db.workers()
 
 
+def test_the_form_of_a_pending_job_says_that_the_only_worker_ends(db):
+    with Worker(db, concurrency=1) as worker:
+        running = db.enqueue_one("job_sleep", 60)
+        db.wait_for_state(running, "started")
+        worker.signal(signal.SIGTERM)
+        job = db.enqueue_one("job_nothing")
+
+        def standing():
+            with db.env() as env:
+                return env["queue.job"].browse(job).standing
+
+        wait_until(lambda: "it ends when its running jobs have" in standing(), what="the form says so")
+
+
 @pytest.mark.parametrize("stuck", [("job_spin",), ("job_sleep", 60)], ids=["in Python", "in C"])
 def test_a_second_sigterm_gives_running_jobs_back_uncounted(db, stuck):
     running = db.enqueue_one("job_ledger_then", "stuck", *stuck)

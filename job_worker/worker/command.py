@@ -13,6 +13,7 @@ from .. import home, queries
 from ..home import Verdict
 from . import events, filestore
 from .connection import Connection
+from .gate import Gate
 from .home_check import REASONS
 from .runner import Options, databases_with_addon, default_concurrency
 from .supervisor import DRAINING_VARIABLE, Supervisor
@@ -121,6 +122,8 @@ def find_oddities(db_name):
     with contextlib.suppress(psycopg2.Error), contextlib.closing(connection), connection.transaction() as cr:
         if home.judge(cr) is Verdict.UNCLEAR:
             yield f"{db_name}: {REASONS[Verdict.UNCLEAR]}"
+        if reason := Gate(db_name).why_closed():
+            yield f"{db_name}: {reason}"
         if folder := filestore.find_elsewhere(cr, db_name):
             yield (
                 f"{db_name}: none of the latest attachments can be read in {folder}: start the worker with the"

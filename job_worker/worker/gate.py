@@ -26,10 +26,11 @@ CHANGING = "modules are being installed or upgraded"
 PARTIALLY_UPDATED = "the database is partially updated; Odoo's server goes on with that when it starts"
 
 # What this process has imported, by the fork too that made it: the version of each module, the state of each file then,
-# and for which modules of each database, see Gate.modules.
+# and for which modules of each database, see Gate.modules; and where each database was then.
 _versions = {}
 _files = {}
 _loaded_for = {}
+_loaded_from = {}
 
 
 class Gate:
@@ -70,16 +71,21 @@ class Gate:
         finally:
             self.connection.close()
 
-    def load_registry(self):
+    def load_registry(self, place):
         """Load the registry, after the gate was found open, or load it again if others have changed it.
 
+        :param place: where the database is: what was loaded, and cached, for another one of its name is of no use
         :return: whether it was loaded again
         """
+        replaced = not place.is_where(_loaded_from.get(self._db_name, place))
+        if replaced:
+            Registry.delete(self._db_name)
+        _loaded_from[self._db_name] = place
         registry = Registry(self._db_name)
         newer = registry.check_signaling()
         _note_code()
         _loaded_for[self._db_name] = self.modules
-        return newer is not registry
+        return replaced or newer is not registry
 
     def _judge(self, cr):
         self.has_addon = queries.addon_is_installed(cr)

@@ -45,12 +45,14 @@ class HomeCheck:
     neutralises it in a later one, which must not fail because of what we write.
 
     :param str db_name: database
+    :ivar place: where the database is that was last found to be the home, see :class:`~..home.Place`
     """
 
     def __init__(self, db_name):
         self._connection = Connection(db_name, session=False)
         self._verdict = None
         self._since = 0.0
+        self.place = None
 
     @property
     def is_settled(self):
@@ -78,6 +80,7 @@ class HomeCheck:
             if verdict in (Verdict.HOME, Verdict.NEW):
                 home.settle_in(cr)
                 verdict = Verdict.HOME
+                self.place, _home = home.find(cr)
         if verdict is not self._verdict:
             self._verdict, self._since = verdict, time.monotonic()
         return verdict

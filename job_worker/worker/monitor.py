@@ -191,7 +191,7 @@ class Monitor:
         try:
             with self._connection.transaction() as cr:
                 running = len(worker.pool.running())
-                pause_requested = queries.beat(cr, name, worker.state, worker.obstacles.reason, running, memory)
+                pause_requested = queries.beat(cr, name, worker.state, worker.reason, running, memory)
         except Exception as error:
             self._cut_off = is_passing(error)
             self.beat_soon()

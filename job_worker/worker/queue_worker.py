@@ -42,6 +42,7 @@ GIVE_UP_AFTER_SECONDS = 10.0
 GATE_SECONDS = 1.0
 _JOB_ID = re.compile(r"\b\d{1,18}\b")
 _LOST = "lost"
+ENDING = "it ends when its running jobs have"
 
 
 def new_worker_name():
@@ -163,6 +164,11 @@ class QueueWorker:
         return self.obstacles.state or "running"
 
     @property
+    def reason(self):
+        """Why nothing is claimed, or what does not work; ``None`` if all is well."""
+        return ENDING if self.stopping else self.obstacles.reason
+
+    @property
     def stopping(self):
         return self._stop_event.is_set() or self._stop_now.is_set()
 
@@ -258,7 +264,7 @@ class QueueWorker:
         if reason:
             self._stay_outside(reason)
             return False
-        if self._gate.load_registry():
+        if self._gate.load_registry(self._home.place):
             events.registry_reloaded(self.db_name)
         self._clear(BLOCKED)
         return True
@@ -325,7 +331,7 @@ class QueueWorker:
                     "stale_after": self.stale_after_seconds,
                     "pause_requested": self._pause_asked,
                     "state": self.state,
-                    "reason": self.obstacles.reason,
+                    "reason": self.reason,
                 }
                 queries.register_worker(cr, values)
         if not self.name:
@@ -339,7 +345,7 @@ class QueueWorker:
             events.files_elsewhere(self.db_name, folder)
 
     def _beat(self, cr):
-        return queries.beat(cr, self.name, self.state, self.obstacles.reason, len(self.pool.running()), 0)
+        return queries.beat(cr, self.name, self.state, self.reason, len(self.pool.running()), 0)
 
     def _prepare_connection(self, cr):
         require_home(cr)

@@ -422,9 +422,9 @@ def preload(databases):
     """Load the registries that may be loaded before forking, so that the processes share their memory."""
     for db_name in databases:
         try:
-            gate = Gate(db_name)
-            if not (HomeCheck(db_name).obstacle() or gate.why_closed()):
-                gate.load_registry()
+            home, gate = HomeCheck(db_name), Gate(db_name)
+            if not (home.obstacle() or gate.why_closed()):
+                gate.load_registry(home.place)
         except Exception as error:
             events.unexpected(f"registry of {db_name}", error)
     gc.collect()
