@@ -19,7 +19,7 @@ from tools.console import Problem, say, stream
 from tools.paths import ADDONS, DEV, LOG, ODOO_BIN, PYTHON, ROOT
 
 # A run that hangs must end before whatever started it gives up.
-TIME_LIMIT = ("timeout", "--foreground", "--kill-after=30s", "40m")
+TIME_LIMIT = ("timeout", "--foreground", "--kill-after=30s", "60m")
 
 LOG_LINE = re.compile(r"\S+ \S+ \d+ (?P<level>[A-Z]+) \S+ (?P<logger>[\w.]+): (?P<message>.*)")
 STARTED = re.compile(r"Starting (\S+) \.\.\.")
