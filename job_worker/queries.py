@@ -943,14 +943,15 @@ def write_home(cr, text):
     not to be taken for one of here.
     """
     cr.execute(
-        "SELECT setval('queue_job_claim_seq', GREATEST(nextval('queue_job_claim_seq'),"
-        " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))"
-    )
-    cr.execute(
         "INSERT INTO ir_config_parameter (key, value, create_date, write_date)"
         f" VALUES ('job_worker.home', %s, {NOW}, {NOW})"
         " ON CONFLICT (key) DO UPDATE SET value = excluded.value, write_date = excluded.write_date",
         (text,),
+    )
+    # now that others who settle in wait for the row: none sets back what another has begun to count from
+    cr.execute(
+        "SELECT setval('queue_job_claim_seq', GREATEST(nextval('queue_job_claim_seq'),"
+        " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint))"
     )
 
 
