@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ DEMO = f"{OURS}_demo"
 FILESTORE = DATA / "filestore"
 # As in every copy, the queue has to be told that this is its database now.
 NEUTRALIZE = ROOT / "job_worker" / "data" / "neutralize.sql"
+
+DROP_TRIES = 50
+DROP_WAIT_SECONDS = 0.2
 
 _numbers = itertools.count(1)
 
@@ -209,7 +213,14 @@ def _names() -> list[str]:
 
 def _drop_database(name: str) -> None:
     with connect() as cursor:
-        cursor.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        for tries in itertools.count(1):
+            try:
+                cursor.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+                return
+            except psycopg2.errors.InsufficientPrivilege:  # autovacuum is at work there, which only a superuser may end
+                if tries == DROP_TRIES:
+                    raise
+                time.sleep(DROP_WAIT_SECONDS)
 
 
 def _drop_abandoned() -> None:
