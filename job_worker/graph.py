@@ -70,14 +70,6 @@ def settle_children(cr, ids, wait=True):
     settle(cr, queries.children_of(cr, ids), wait)
 
 
-def settle_unseen(cr, ids):
-    """Decide jobs, and those after them, once transactions that did not see each other are committed: a job may have
-    been ended by a parent that somebody was requeueing. Waits for nobody.
-    """
-    ids = [*ids, *queries.children_of(cr, ids)]
-    settle(cr, ids + _revive(cr, queries.ended_without_reason(cr, ids), wait=False), wait=False)
-
-
 def redecide_children(cr, ids):
     """Decide the jobs after ``ids`` anew, which somebody ended by hand: what their old state led to holds no more."""
     children = queries.children_of(cr, ids)
@@ -97,11 +89,11 @@ def requeue(cr, ids):
     return requeued
 
 
-def _revive(cr, ids, wait=True):
-    """Take jobs that their parents had decided, and those after them, back to waiting; ``wait`` as for settle()."""
+def _revive(cr, ids):
+    """Take jobs that their parents had decided, and those after them, back to waiting."""
     revived = []
     while ids:
-        ids = queries.lock_jobs(cr, ids, wait)  # see settle()
+        queries.lock_jobs(cr, ids)  # see settle()
         states = queries.decided_by_parents(cr, ids)
         ended = [job_id for job_id, state in states.items() if state in ENDED]
         ready = [job_id for job_id, state in states.items() if state not in ENDED and state != WAITING]

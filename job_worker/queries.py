@@ -442,19 +442,6 @@ def decided_by_parents(cr, ids):
     return dict(cr.fetchall())
 
 
-def ended_without_reason(cr, ids):
-    """Of ``ids``, the jobs that a parent ended whose state would not end them any more; by key."""
-    cr.execute(
-        """
-        SELECT child.id FROM queue_job child JOIN queue_job parent ON parent.id = child.ended_by_id
-         WHERE child.id = ANY(%s) AND child.state IN ('failed', 'cancelled') AND parent.state <> 'cancelled'
-           AND parent.state <> CASE WHEN child.run_on_failure THEN 'done' ELSE 'failed' END
-        """,
-        (list(ids),),
-    )
-    return [row[0] for row in cr.fetchall()]
-
-
 def waiting_jobs(cr, after_id, count):
     """The next ``count`` waiting jobs after ``after_id``, by id; index: queue_job_waiting_idx."""
     cr.execute("SELECT id FROM queue_job WHERE state = 'waiting' AND id > %s ORDER BY id LIMIT %s", (after_id, count))

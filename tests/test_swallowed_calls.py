@@ -278,21 +278,6 @@ def test_a_child_stored_while_its_parent_is_ended_by_hand_runs_at_once(db, held)
         db.wait_for_state(child, "done", timeout=SOON)
 
 
-@pytest.mark.parametrize("first", ["requeue", "store"])
-def test_a_child_stored_behind_a_failed_parent_while_that_is_requeued_waits_for_it(db, held, first):
-    with db.env() as env:
-        env["queue.job"].browse(held).button_set_to_failed()
-    with worker_thread(db, poll_timeout=60), caller(db) as storing, caller(db) as requeueing:
-        child = storing["queue.job"].enqueue("test.job.target", "job_ledger", args=["child"], parent_id=held).id
-        requeueing["queue.job"].browse(held).button_requeue()
-        for env in (requeueing, storing) if first == "requeue" else (storing, requeueing):
-            env.cr.commit()
-        db.wait_for_state(child, "waiting")
-        open_channel(db)
-        db.wait_for_state(child, "done")
-    assert db.ledger() == {"first": 1, "child": 1}
-
-
 def test_a_waiting_job_that_somebody_was_changing_when_its_parent_ended_runs_at_once(db, held):
     with db.env() as env:
         child = env["queue.job"].enqueue("test.job.target", "job_nothing", parent_id=held).id

@@ -81,9 +81,9 @@ def settle_children(connection, job_ids):
 
 
 def settle(connection, job_ids):
-    """Decide jobs that a transaction told of, and those after them, in a transaction of its own."""
+    """Decide jobs, and those after them, in a transaction of its own."""
     with connection.transaction() as cr:
-        graph.settle_unseen(cr, job_ids)
+        graph.settle(cr, [*job_ids, *queries.children_of(cr, job_ids)], wait=False)
 
 
 def sweep(connection, after_id):
