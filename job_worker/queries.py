@@ -1494,7 +1494,8 @@ def count_poison(cr, jobs):
 
 
 def ends_by_bucket(cr, jobs, begin, step_seconds, buckets):
-    """Jobs done and failed in each of a row of equal spans of time; index: queue_job_ended_idx, without the table.
+    """Jobs done and failed in each of a row of equal spans of time, of which the last one is open: what ends while this
+    is asked belongs there. Index: queue_job_ended_idx, without the table.
 
     :param begin: naive UTC
     :return: ``(number of the span, done, failed)`` of each
@@ -1503,12 +1504,14 @@ def ends_by_bucket(cr, jobs, begin, step_seconds, buckets):
     def ended(state):
         return SQL(
             "(SELECT count(*) FROM %(jobs)s WHERE %(rules)s AND state = %(state)s AND %(at)s >= span.begin"
-            " AND %(at)s < span.begin + make_interval(secs => %(step)s))",
+            " AND %(at)s < CASE WHEN number < %(last)s THEN span.begin + make_interval(secs => %(step)s)"
+            " ELSE 'infinity' END)",
             jobs=jobs.from_clause,
             rules=_visible(jobs),
             state=SQL(f"'{state}'"),  # a parameter would hide from the planner that the partial index fits
             at=_ENDED_AT,
             step=step_seconds,
+            last=buckets - 1,
         )
 
     cr.execute(
