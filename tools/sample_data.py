@@ -168,6 +168,7 @@ class _Rows:
                 "name": name, "hostname": f"odoo-worker-{number}", "pid": 4000 + number, "version": "19.0.1.0.0",
                 "databases": self.env.cr.dbname, "slots": 6, "running_jobs": count, "memory": 190 + 30 * number,
                 "started_at": self.now - timedelta(days=3), "last_heartbeat": self.now, "state": state,
+                "stale_after": 60,
                 "pause_requested": state == "draining", "create_date": self.now, "write_date": self.now,
             })  # fmt: skip
             for _job in range(count):
